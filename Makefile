@@ -1,0 +1,39 @@
+# make run: from nothing to a released assistant.  make test: set up and test.  Also: status, stop, lint, bench.
+PYTHON ?= python3.11
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: run setup status stop test lint bench
+
+run: setup
+	@$(BIN)/python -m flows.stack run
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Perennial needs Python 3.11, and '$(PYTHON)' is not here: install it, or name it with make run PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Perennial needs Python 3.11; $(PYTHON) is $$($(PYTHON) --version)"; exit 1; }
+	@test $$(df -Pk . | awk 'NR==2 {print $$4}') -gt 6000000 || { echo "6 GB of free disk are needed here for the environment and the models: free some space"; exit 1; }
+	@echo "installing into $(VENV) (about 3 GB, a few minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" || { echo "pip could not install $(TORCH): is there a network? Run make again to go on"; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock || { echo "pip could not install requirements.lock: is there a network? Run make again to go on"; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+status: setup
+	@$(BIN)/python -m flows.stack status
+
+stop: setup
+	@$(BIN)/python -m flows.stack stop
+
+test: setup
+	@$(BIN)/python -m pytest tests
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bench: setup
+	@$(BIN)/python -m benchmarks

@@ -1,0 +1,365 @@
+"""The vocabulary of Perennial: small frozen records that steps hand to each other.
+
+Records hold ids, hashes and URIs, never models or dataframes. Every record turns into
+plain JSON with `as_json` and back with `Record.of`, and hashes with `digest`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+import typing
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+
+
+def digest(*parts: object) -> str:
+    """Hex sha256 of the canonical JSON of `parts`: equal content, equal digest, on any machine."""
+    canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=as_json)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hex sha256 of a file, read in blocks of 1 MiB."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def as_json(record: object) -> dict:
+    """A record as plain JSON types."""
+    if not is_dataclass(record) or isinstance(record, type):
+        raise TypeError(f"{type(record).__name__} is not a record")
+    return json.loads(json.dumps(asdict(record)))
+
+
+def _build(kind, value):
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _build(next(a for a in arguments if a is not type(None)), value)
+    if origin is tuple:
+        return tuple(_build(arguments[0], item) for item in value)
+    if is_dataclass(kind) and isinstance(value, dict):
+        return kind.of(value)
+    return value
+
+
+class Record:
+    """Reading a record back from JSON; unknown keys are refused, so nothing is dropped in silence."""
+
+    @classmethod
+    def of(cls, data: dict):
+        hints = typing.get_type_hints(cls)
+        known = {field.name for field in fields(cls)}
+        if unknown := set(data) - known:
+            raise ValueError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}; it has {', '.join(sorted(known))}")
+        return cls(**{name: _build(hints[name], value) for name, value in data.items()})
+
+
+# --- what goes in -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sources(Record):
+    """Where an assistant's documents and examples are: each a folder, a file or a glob."""
+
+    assistant: str
+    documents: str
+    examples: str | None = None
+    golden: str | None = None
+
+
+@dataclass(frozen=True)
+class Section(Record):
+    """A stretch of a document under one heading. `heading` is the path of headings joined by ' > ', '' before the first."""
+
+    document: str
+    title: str
+    heading: str
+    text: str
+
+    @property
+    def hash(self) -> str:
+        """Content hash: the same in two editions exactly when heading and text are the same."""
+        return digest(self.document, self.heading, self.text)
+
+
+@dataclass(frozen=True)
+class Document(Record):
+    """One document as read: `id` is its path under the source root, `path#row` inside a file of rows."""
+
+    id: str
+    title: str
+    sections: tuple[Section, ...]
+
+
+@dataclass(frozen=True)
+class Example(Record):
+    """A question with its accepted answers (none: unanswerable), bound to the section that answers it."""
+
+    question: str
+    answers: tuple[str, ...] = ()
+    document: str | None = None
+    section: str | None = None
+
+    @property
+    def id(self) -> str:
+        return digest(self.question, self.document)[:16]
+
+
+@dataclass(frozen=True)
+class Quarantined(Record):
+    """Input that could not be used: which file, where in it ('' for all of it), why."""
+
+    file: str
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class GoldenQuestion(Record):
+    """A held-out question. `section_hash` is the hash of the section (else of the document) it was bound to.
+
+    `state`: 'active' votes; 'aged' has an edited or deleted source and waits for review (invariant 13);
+    'rederived' was bound again, because its answer occurs in exactly one new section.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    document: str
+    section: str | None
+    section_hash: str
+    state: str = "active"
+
+    @property
+    def votes(self) -> bool:
+        return self.state != "aged"
+
+
+# --- what is built ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Snapshot(Record):
+    """A content-hashed folder of Parquet files: sections, examples, golden, quarantine."""
+
+    id: str
+    uri: str
+    assistant: str
+    documents: int
+    sections: int
+    examples: int
+    golden: int
+    aged: int
+    quarantined: int
+    duplicates: int
+    leaked: int
+
+
+@dataclass(frozen=True)
+class ChunkSettings(Record):
+    """Chunks follow sections; a longer section is cut at sentence ends. Budget in tokens of the embedder."""
+
+    max_tokens: int = 200
+    min_tokens: int = 12
+
+
+@dataclass(frozen=True)
+class Chunk(Record):
+    """What is embedded and cited. `id` is the hash of document, heading, text and ordinal of equal ones."""
+
+    id: str
+    document: str
+    title: str
+    section: str
+    section_hash: str
+    text: str
+
+
+@dataclass(frozen=True)
+class IndexVersion(Record):
+    """One immutable LanceDB version. `checksum` covers chunk ids, embedder and chunker: content, not place."""
+
+    assistant: str
+    uri: str
+    table: str
+    version: int
+    checksum: str
+    embedder: str
+    chunker: str
+    chunks: int
+    embedded: int
+    snapshot: str
+
+
+@dataclass(frozen=True)
+class Model(Record):
+    """A served artifact. `sha256` is of the file at `uri`; `base` is the sha256 of the base weights."""
+
+    sha256: str
+    uri: str
+    engine: str
+    base: str
+    adapter: str | None = None
+    adapter_uri: str | None = None
+
+
+# --- what is released -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prompt(Record):
+    """The prompt as text. `passage` formats one retrieved chunk, `user` the question below the passages."""
+
+    system: str = (
+        "You answer questions from the numbered passages. Reply with the shortest exact answer, copied from a "
+        "passage. If no passage answers the question, reply: The documents do not say."
+    )
+    passage: str = "[{number}] {title} - {section}\n{text}\n"
+    user: str = "{passages}\nQuestion: {question}"
+    abstain: str = "The documents do not say."
+    chat: str = "chatml"
+
+    @property
+    def sha256(self) -> str:
+        return digest(self)
+
+
+@dataclass(frozen=True)
+class Retrieval(Record):
+    """Hybrid search: `candidates` from each of vectors and full text, fused by reciprocal rank, `top_k` shown."""
+
+    top_k: int = 3
+    candidates: int = 30
+    rrf_k: int = 60
+
+
+@dataclass(frozen=True)
+class Decoding(Record):
+    """How the engine writes. Temperature 0 is greedy. Defaults a request may override within the guard's limits."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Guard(Record):
+    """Limits checked before anything is queued, and what happens to what is logged."""
+
+    max_question_characters: int = 4000
+    max_messages: int = 40
+    max_new_tokens: int = 512
+    redact_log: bool = True
+
+
+@dataclass(frozen=True)
+class Release(Record):
+    """What is served for one assistant. Its id hashes content only, so where files lie does not matter."""
+
+    assistant: str
+    model: Model
+    index: IndexVersion
+    prompt: Prompt = Prompt()
+    retrieval: Retrieval = Retrieval()
+    decoding: Decoding = Decoding()
+    guard: Guard = Guard()
+
+    @property
+    def id(self) -> str:
+        served = (self.assistant, self.model.sha256, self.index.checksum, self.index.embedder, self.index.chunker)
+        return "rel-" + digest(served, self.prompt, self.retrieval, self.decoding, self.guard)[:20]
+
+
+# --- what is answered -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hit(Record):
+    """A retrieved chunk, its fused score, and its cosine similarity to the question (NaN if found by words alone)."""
+
+    chunk: Chunk
+    score: float
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Citation(Record):
+    """Mark `[number]` in the message, and the chunk it stands for."""
+
+    number: int
+    chunk: str
+    document: str
+    title: str
+    section: str
+
+
+@dataclass(frozen=True)
+class Generation(Record):
+    """What an engine wrote for one prompt. Times in seconds from submission."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    first_token_s: float
+    total_s: float
+
+
+@dataclass(frozen=True)
+class Answer(Record):
+    """One answered question: `text` without marks, `citations`, the hits shown to the model, the generation."""
+
+    question: str
+    text: str
+    abstained: bool
+    citations: tuple[Citation, ...]
+    hits: tuple[Hit, ...]
+    generation: Generation
+
+
+# --- what is decided --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interval(Record):
+    """A mean paired difference (candidate - champion) with one-sided 95% bounds, n questions in `clusters` clusters."""
+
+    metric: str
+    mean: float
+    lower: float
+    upper: float
+    n: int
+    clusters: int
+    margin: float
+    discordance: float
+    detectable: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Decision(Record):
+    """`verdict`: promote | bootstrap | reject | hold; `reason` is one sentence a person understands."""
+
+    verdict: str
+    reason: str
+    release: str
+    champion: str | None = None
+    superior: bool = False
+    judged: str = "golden"
+    intervals: tuple[Interval, ...] = ()
+    metrics: dict | None = None
+    baseline: dict | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def accepted(self) -> bool:
+        return self.verdict in ("promote", "bootstrap")

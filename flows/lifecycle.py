@@ -1,0 +1,239 @@
+"""The loop, to be read from top to bottom: documents and examples in, a released assistant out, and its four remedies.
+
+prepare -> index -> finetune -> evaluate -> gate -> warm -> smoke -> canary -> promote
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prefect import flow, task
+from prefect.runtime import flow_run
+from prefect.states import Completed, State
+from tasks.finetune import Training
+
+from data.ledger import Ledger
+from data.records import Decision, IndexVersion, Prompt, Release, Retrieval, Snapshot, Sources, as_json
+from serving.engine.models import base_model
+from settings import settings
+from tasks import deploy, evaluate, finetune, index, prepare, registry, remedy, report
+from tasks.deploy import Canary
+from tasks.gate import GateSettings
+from tasks.remedy import Brakes
+
+NAMES = {
+    "promote": "Promoted",
+    "bootstrap": "Promoted",
+    "reject": "Rejected",
+    "hold": "Held",
+    "rolledback": "RolledBack",
+}
+
+# Every step is a box in the Prefect UI. What a step does is in the module of its name.
+prepare_snapshot = task(prepare.prepare, name="prepare")
+build_index = task(index.build_index, name="index")
+finetune_model = task(finetune.finetune, name="finetune")
+evaluate_release = task(evaluate.evaluate, name="evaluate")
+decide_gate = task(evaluate.decide, name="gate")
+warm = task(deploy.warm, name="warm")
+smoke = task(deploy.smoke, name="smoke")
+canary = task(deploy.canary, name="canary")
+mirror = task(registry.mirror, name="mirror", retries=2, retry_delay_seconds=5)
+
+
+def ledger() -> Ledger:
+    return Ledger(settings().ledger)
+
+
+# --- the whole loop ---------------------------------------------------------------------------
+
+
+@flow(log_prints=True)
+def lifecycle(
+    sources: Sources,
+    training: Training = Training(),
+    gates: GateSettings = GateSettings(),
+    prompt: Prompt = Prompt(),
+    retrieval: Retrieval = Retrieval(),
+) -> Decision:
+    """From documents and examples to a released assistant: the untuned base first, then the tuned candidate."""
+    name = sources.assistant
+    snapshot = prepare_snapshot(sources, known_snapshot(name))
+    version = index_snapshot(sources, snapshot)
+    live, _ = live_pointer(name)
+    if live is None:
+        untuned = Release(name, base_model(), version, prompt, retrieval)
+        bootstrap = release_candidate(untuned, "bootstrap", snapshot, gates)
+        if not (bootstrap.accepted and snapshot.examples):
+            return named(bootstrap)
+    model = finetune_model(snapshot, version, prompt, retrieval, training)
+    tuned = Release(name, model, version, prompt, retrieval)
+    return named(release_candidate(tuned, "tuned", snapshot, gates))
+
+
+@flow(log_prints=True)
+def release(candidate: Release, kind: str, snapshot: Snapshot, gates: GateSettings = GateSettings()) -> Decision:
+    """Evaluate a candidate, gate it, and if it is accepted take it through smoke and canary to the live pointer."""
+    book, name = ledger(), candidate.assistant
+    live, seq = live_pointer(name)
+    if live and live.id == candidate.id:
+        return named(
+            Decision("promote", f"{candidate.id} is live already: nothing it serves has changed", candidate.id)
+        )
+    book.add_release(candidate, kind, live.id if live else None, as_json(snapshot))
+    decision = gated(candidate, live, kind, snapshot, gates)
+    mirror(candidate.id, return_state=True)
+    if not decision.accepted:
+        return named(decision)
+    warm(book, candidate)
+    questions = evaluate.smoke_questions(snapshot, candidate)
+    broken = smoke(book, candidate, questions[0]) or canary(book, candidate, questions, Canary())
+    if broken:
+        remedy.emit("perennial.release.rolledback", name, {"release": candidate.id})
+        return named(
+            replace(decision, verdict="rolledback", reason=f"accepted, but taken back before it was live: {broken}")
+        )
+    book.promote(name, candidate.id, seq, reason=decision.reason)
+    mirror(candidate.id, return_state=True)
+    remedy.emit("perennial.release.promoted", name, {"release": candidate.id, "kind": kind})
+    return named(decision)
+
+
+# --- remedies: each holds the outbox row that asked for it ------------------------------------
+
+
+@flow(log_prints=True)
+def reindex(assistant: str | None = None, outbox: int | None = None, brakes: Brakes = Brakes()) -> Decision | None:
+    """Take changed documents into a new index version and release it: only what changed is embedded and asked again."""
+    with claimed("reindex", assistant, outbox, brakes) as claim:
+        if claim is None:
+            return skipped()
+        snapshot, version = prepare_and_index(claim.assistant)
+        live, _ = live_pointer(claim.assistant)
+        decision = release_candidate(replace(live, index=version), "reindex", snapshot, GateSettings())
+        claim.note(decision.reason)
+    return named(decision)
+
+
+@flow(log_prints=True)
+def retrain(
+    assistant: str | None = None,
+    outbox: int | None = None,
+    training: Training = Training(),
+    gates: GateSettings = GateSettings(),
+    brakes: Brakes = Brakes(),
+) -> Decision | None:
+    """Fine-tune again on the examples as they are now, and release the result if it is not worse."""
+    with claimed("retrain", assistant, outbox, brakes) as claim:
+        if claim is None:
+            return skipped()
+        snapshot, version = prepare_and_index(claim.assistant)
+        live, _ = live_pointer(claim.assistant)
+        model = finetune_model(snapshot, version, live.prompt, live.retrieval, training)
+        candidate = replace(live, model=model, index=version)
+        decision = release_candidate(candidate, "tuned", snapshot, gates)
+        claim.note(decision.reason)
+    return named(decision)
+
+
+@flow(log_prints=True)
+def rollback(
+    assistant: str | None = None,
+    outbox: int | None = None,
+    to: str | None = None,
+    keep_index: bool = True,
+    brakes: Brakes = Brakes(),
+) -> Decision | None:
+    """Go back to an accepted release in seconds (its model, prompt and settings over the live index), then check it."""
+    with claimed("rollback", assistant, outbox, brakes) as claim:
+        if claim is None:
+            return skipped()
+        book, name = ledger(), claim.assistant
+        bad, seq = live_pointer(name)
+        back = deploy.rollback_release(book, name, to or claim.body.get("to"), keep_index)
+        snapshot = Snapshot.of(book.assistant(name)["snapshot"])
+        book.add_release(back, "rollback", bad.id, as_json(snapshot))
+        warm(book, back)
+        if broken := smoke(book, back, evaluate.smoke_questions(snapshot, back)[0]):
+            raise RuntimeError(f"cannot roll {name!r} back to {back.id}: {broken}; {bad.id} stays live")
+        book.promote(name, back.id, seq, kind="rollback", reason=claim.cause)
+        remedy.emit("perennial.release.rolledback", name, {"release": bad.id, "to": back.id})
+        claim.note(f"from {bad.id} to {back.id}")
+    decision = decide_gate(evaluate_release(back, bad, "rollback", snapshot), "rollback", GateSettings())
+    if decision.verdict == "reject":
+        report.alert(name, f"rolled back to {back.id}, which is worse than {bad.id}: {decision.reason}")
+    return named(
+        replace(decision, verdict="rolledback", reason=f"{bad.id} -> {back.id}; checked after: {decision.reason}")
+    )
+
+
+def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapshot, gates: GateSettings) -> Decision:
+    """The gate's decision on a candidate against the live release; one on record for the pair is read, not redone."""
+    book = ledger()
+    if (known := evaluate.decided(book, candidate, live)) is not None:
+        return known
+    decision = decide_gate(evaluate_release(candidate, live, kind, snapshot), kind, gates)
+    book.decide_gate(candidate.assistant, decision)
+    report.gate(decision)
+    return decision
+
+
+# --- what the flows share ---------------------------------------------------------------------
+
+
+def release_candidate(candidate: Release, kind: str, snapshot: Snapshot, gates: GateSettings) -> Decision:
+    print(f"releasing {candidate.id} ({kind})")
+    return release(candidate, kind, snapshot, gates)
+
+
+def claimed(kind: str, assistant: str | None, outbox: int | None, brakes: Brakes):
+    """Hold outbox row `outbox`, or a new one when a person asks for `assistant`; yields None if it is not free."""
+    book = ledger()
+    if outbox is None:
+        if assistant is None:
+            raise ValueError(f"{kind} needs the name of an assistant, or the outbox row to act on")
+        outbox = remedy.ask_by_hand(book, assistant, kind, {})
+    return remedy.claimed(book, outbox, str(flow_run.get_id()), brakes)
+
+
+def live_pointer(name: str) -> tuple[Release | None, int]:
+    routing = ledger().live()[name]
+    return routing.live, routing.live_seq
+
+
+def prepare_and_index(assistant: str) -> tuple[Snapshot, IndexVersion]:
+    """A fresh snapshot and index version of a known assistant; deleted text is out of reach before the gate."""
+    sources = Sources.of(ledger().assistant(assistant)["sources"])
+    snapshot = prepare_snapshot(sources, known_snapshot(assistant))
+    return snapshot, index_snapshot(sources, snapshot)
+
+
+def known_snapshot(assistant: str) -> Snapshot | None:
+    """The snapshot an assistant was last prepared into; None for a new assistant."""
+    rows = [row for row in ledger().assistants() if row["name"] == assistant]
+    return Snapshot.of(rows[0]["snapshot"]) if rows and rows[0]["snapshot"] else None
+
+
+def index_snapshot(sources: Sources, snapshot: Snapshot) -> IndexVersion:
+    version = build_index(snapshot)
+    book = ledger()
+    book.register(sources, as_json(snapshot))
+    evaluate.bury_outdated(book, version)
+    evaluate.ask_reviews(book, snapshot)
+    report.snapshot(snapshot)
+    return version
+
+
+def named(decision: Decision) -> State:
+    """A green run under an honest name: Promoted, Rejected, Held, RolledBack."""
+    return Completed(name=NAMES[decision.verdict], message=decision.reason, data=decision)
+
+
+def skipped() -> State:
+    return Completed(name="Skipped", message="the outbox row is settled, merged or taken, or a brake refused it")
+
+
+if __name__ == "__main__":
+    from flows.command import main
+
+    main()

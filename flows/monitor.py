@@ -1,0 +1,95 @@
+"""Watch, diagnose, ask for the remedy; and reconcile: start what no event started, free what a dead run held."""
+
+from __future__ import annotations
+
+import time
+from uuid import UUID
+
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Completed, State
+
+from data.ledger import Ledger
+from data.records import as_json, digest
+from data.requests import RequestLog
+from settings import settings
+from tasks import diagnose, remedy, report, watch
+from tasks.diagnose import DiagnosisSettings, Evidence, Remedy
+from tasks.watch import MonitorSettings
+
+watch_assistant = task(watch.watch, name="watch")
+diagnose_evidence = task(diagnose.diagnose, name="diagnose")
+
+
+@flow(log_prints=True)
+def monitor(
+    assistants: list[str] | None = None,
+    chosen: MonitorSettings = MonitorSettings(),
+    table: DiagnosisSettings = DiagnosisSettings(),
+) -> dict[str, str]:
+    """Read the signals of every assistant (or those named), diagnose each, and put the remedy into the outbox."""
+    book, done = Ledger(settings().ledger), {}
+    for row in book.assistants():
+        name = row["name"]
+        if row["live_release"] is None or row["paused"] or (assistants and name not in assistants):
+            continue
+        evidence, states = watch_assistant(name, chosen)
+        found = diagnose_evidence(evidence, table)
+        ask_for(book, name, row["live_release"], found, evidence, states)
+        report.signals(name, evidence, found)
+        done[name] = found.kind
+    RequestLog(settings().requests).prune(settings().retention_days)
+    return done
+
+
+def ask_for(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidence, states: dict) -> None:
+    """Record the diagnosis, and an outbox row if the remedy is one that acts; then wake its flow with an event."""
+    cause = digest(found.kind, live, states.get("cursor", {}).get("stale") if found.kind == "reindex" else found.row)
+    if found.kind not in remedy.KINDS:
+        book.store_signals(name, states)
+        if found.kind != "nothing":
+            book.decide(name, "diagnosis", live, found.kind, found.reason, as_json(found))
+            report.alert(name, found.reason)
+        if found.kind == "freeze":
+            book.pause(name, True)
+        return
+    outbox = book.open_remedy(name, found.kind, cause, {"reason": found.reason, "row": found.row}, states)
+    if outbox is None:
+        print(f"{name}: {found.kind} for this cause is under way, or was done or refused already: {found.reason}")
+        return
+    book.decide(name, "diagnosis", live, found.kind, found.reason, as_json(found))
+    remedy.emit("perennial.drift.detected", name, {"kind": found.kind, "row": found.row, "outbox": outbox})
+    remedy.emit(f"perennial.remedy.{found.kind}", name, {"outbox": outbox})
+    print(f"{name}: asked for {found.kind} (outbox row {outbox}): {found.reason}")
+
+
+@flow(log_prints=True)
+def reconcile(grace_s: float = 15.0) -> State:
+    """Start every remedy whose event was lost, and give back what a finished run holds. Doing it twice is safe."""
+    book = Ledger(settings().ledger)
+    freed = [row["seq"] for row in book.outbox(states=("claimed",)) if give_back(book, row)]
+    started = []
+    for row in book.outbox(states=("open",)):
+        if row["seq"] in freed or time.time() - row["at"] > grace_s:
+            key = f"outbox-{row['seq']}-{row['attempts']}"
+            run_deployment(
+                f"{row['kind']}/{row['kind']}", parameters={"outbox": row["seq"]}, timeout=0, idempotency_key=key
+            )
+            started.append(row["seq"])
+    message = f"started {started or 'none'}, gave back {freed or 'none'}"
+    return Completed(name="Reconciled", message=message, data={"started": started, "freed": freed})
+
+
+def give_back(book: Ledger, row: dict) -> bool:
+    """Free a claimed row whose flow run has ended, or is not known to this Prefect server."""
+    with get_client(sync_client=True) as client:
+        try:
+            run = client.read_flow_run(UUID(row["claimed_by"]))
+        except ObjectNotFound:
+            run = None
+    if run is not None and not run.state.is_final():
+        return False
+    book.free(row["seq"], row["claimed_by"])
+    return True

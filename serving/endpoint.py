@@ -1,0 +1,154 @@
+"""The endpoint on Ray Serve: router, retrieval and log in one replica; models are asked over Serve handles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+
+from data.ledger import Ledger
+from data.records import Decoding, Hit, Model, Release, as_json, digest
+from data.requests import RequestLog
+from serving import rag
+from serving.app import create_app
+from serving.guard import Refused
+from serving.replica import STARTABLE, app_name, statuses, worker_environment
+from serving.router import Router, internal_token
+from settings import ROOT, settings
+
+NAME = "endpoint"
+THREADS = 2
+
+
+class Endpoint:
+    """The Serve ingress: it builds the app once its own parts are ready."""
+
+    def __init__(self):
+        import torch
+
+        from data.embedding import load
+        from serving.engine.models import embedder_folder
+
+        torch.set_num_threads(THREADS)
+        chosen = settings()
+        self.embedder = load(embedder_folder())
+        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="retrieve")
+        self.requests = RequestLog(chosen.requests)
+        self.ledger = Ledger(chosen.ledger)
+        self.router = Router(self.ledger, self.warm)
+        self.router.start()
+
+    def __serve_build_asgi_app__(self):
+        token, add = internal_token(), self.ledger.add_feedback
+        return create_app(self.router, self.generate, self.find, self.requests, add, settings(), token, self.threads)
+
+    def __del__(self):
+        if hasattr(self, "router"):
+            self.router.close()
+            self.requests.close()
+
+    def warm(self, release: Release) -> None:
+        """Open the release's index, recompute its checksum and search it once.
+
+        Raises ValueError for another embedder, and what data.store raises for a damaged index.
+        """
+        from data.store import open_index
+
+        if release.index.embedder != self.embedder.sha256:
+            ours, theirs = self.embedder.sha256[:12], release.index.embedder[:12]
+            raise ValueError(f"its index was embedded by {theirs}, this endpoint embeds with {ours}; build it again")
+        open_index(release.index).verify()
+        self.find(release, "warm", frozenset())
+
+    def find(self, release: Release, question: str, tombstones: frozenset[str]) -> tuple[tuple[Hit, ...], np.ndarray]:
+        from data.store import open_index
+
+        vector = self.embedder.embed([question])[0]
+        return rag.search(open_index(release.index), question, vector, release.retrieval, tombstones), vector
+
+    async def generate(self, model: Model, prompt: str, decoding: Decoding) -> AsyncIterator[dict]:
+        """Pieces from the model's application. A replica lost before its first piece is replaced by another, once.
+
+        Raises Refused 400 for what the engine can not read, 503 when no replica answers.
+        """
+        from ray.exceptions import RayActorError, RayError
+        from ray.serve.exceptions import RayServeException
+
+        started = False
+        for attempt in (1, 2):
+            try:
+                response = handle(app_name(model.sha256)).stream.remote(prompt, as_json(decoding))
+                try:
+                    async for piece in response:
+                        started = True
+                        yield piece
+                    return
+                finally:
+                    response.cancel()
+            except RayActorError as error:
+                if started or attempt == 2:
+                    raise unavailable() from error
+                await asyncio.sleep(0.5)
+            except (RayError, RayServeException) as error:
+                if isinstance(error, ValueError):  # a RayTaskError is also what the engine raised
+                    message = str(error.cause).strip()[-300:]
+                    raise Refused(400, message, param="messages", code="context_length_exceeded") from None
+                raise unavailable() from error
+
+    async def check_health(self) -> None:
+        """Search the index of one live release. Raises when the index, the embedder or the router does not answer."""
+        if not self.router.alive:
+            raise RuntimeError("the router's thread has ended")
+        live = next((routing.live for routing in list(self.router.routings.values()) if routing.live), None)
+        if live:
+            await asyncio.get_running_loop().run_in_executor(self.threads, self.find, live, "health", frozenset())
+
+
+@cache
+def handle(application: str):
+    """The handle of a model's application; it goes on working when the application is deleted and made again."""
+    from ray import serve
+
+    return serve.get_app_handle(application).options(stream=True)
+
+
+def unavailable() -> Refused:
+    message = "The model of this release does not answer now"
+    return Refused(503, message, "server_error", code="model_unavailable", retry_after=5)
+
+
+def version() -> str:
+    """Changes with the code and the settings of the endpoint."""
+    folders = (ROOT / "serving", ROOT / "data")
+    files = [ROOT / "settings.py", *(path for folder in folders for path in sorted(folder.glob("*.py")))]
+    return digest([path.read_text() for path in files], settings().model_dump(mode="json"))[:12]
+
+
+def run() -> None:
+    """Ask Serve for the endpoint's application, without waiting, unless it is there with this code and these settings.
+
+    A changed one starts before the old one stops.
+    """
+    from ray import serve
+
+    chosen, deployed = settings(), settings().home / "serving.version"
+    if statuses().get(NAME) not in STARTABLE and deployed.exists() and deployed.read_text() == version():
+        return
+    deployment = serve.deployment(
+        serve.ingress()(Endpoint),
+        name="Endpoint",
+        ray_actor_options={"num_cpus": 0.1, "runtime_env": worker_environment(THREADS)},
+        max_ongoing_requests=chosen.max_queued + 128,  # those beyond max_queued are told to come back, not left waiting
+        max_constructor_retry_count=3,
+        graceful_shutdown_timeout_s=chosen.request_timeout_s + 10,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=5,
+        health_check_timeout_s=15,
+        max_surge_percent=100,
+    )
+    target = serve.RunTarget(deployment.bind(), name=NAME, route_prefix="/")
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    deployed.write_text(version())

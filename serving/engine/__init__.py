@@ -1,0 +1,118 @@
+"""Engines: what turns a prompt into text. A new one is one module, one row in ENGINES, and one test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from data.records import Decoding, Generation, Model, digest, file_sha256
+
+SAFE_SUFFIXES = (".gguf", ".safetensors")
+PICKLED = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+CODE = (".py", ".so")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of streamed text: the new text, completion tokens so far, '' or on the last one why it ended.
+
+    `finish_reason` is 'stop' (end token or stop string) or 'length' (max_new_tokens reached).
+    """
+
+    text: str
+    tokens: int
+    finish_reason: str = ""
+    prompt_tokens: int = 0
+
+
+class Engine(Protocol):
+    """A loaded model. Every method may be called from many threads at once."""
+
+    version: str
+
+    def stream(self, prompt: str, decoding: Decoding) -> Iterator[Piece]:
+        """Pieces as they are written. The request starts with the first `next`; closing the iterator cancels it."""
+
+    def generate(self, prompts: Sequence[str], decoding: Decoding) -> list[Generation]:
+        """All prompts at once, batched; answers in the order of the prompts."""
+
+    def count(self, text: str) -> int:
+        """How many tokens the model reads `text` as; role marks count as one each."""
+
+    def close(self) -> None:
+        """Stop what is running and free the model; running requests raise RuntimeError."""
+
+
+def _openvino(model: Model) -> Engine:
+    from serving.engine.openvino import OpenVINOEngine
+
+    return OpenVINOEngine(model)
+
+
+def _transformers(model: Model) -> Engine:
+    from serving.engine.transformers import TransformersEngine
+
+    return TransformersEngine(model)
+
+
+ENGINES = {"openvino": _openvino, "transformers": _transformers}
+
+
+def artifact_sha256(uri: str | Path) -> str:
+    """The hash a Model record carries: of the file at `uri`, or for a folder of its file names and their hashes."""
+    path = Path(uri)
+    if path.is_dir():
+        return digest({str(file.relative_to(path)): file_sha256(file) for file in _files(path)})
+    return file_sha256(path)
+
+
+def open_engine(model: Model) -> Engine:
+    """Load `model` after verifying every file it names by sha256.
+
+    Raises ValueError for an unknown engine, a file format that can run code, or a hash that differs.
+    """
+    if model.engine not in ENGINES:
+        raise ValueError(f"no engine {model.engine!r}; serving.engine.ENGINES has {', '.join(sorted(ENGINES))}")
+    verify(model.uri, model.sha256)
+    if model.adapter_uri and model.engine == "transformers":  # elsewhere the adapter is already merged into the file
+        verify(model.adapter_uri, model.adapter)
+    return ENGINES[model.engine](model)
+
+
+def verify(uri: str, sha256: str) -> None:
+    """Refuse formats that can run code on loading, then compare hashes (invariant 12); about 0.3 s for 145 MB."""
+    path = Path(uri)
+    if not path.exists():
+        raise FileNotFoundError(f"{uri} is gone; build the model again, or for the base run serving.engine.models")
+    files = _files(path) if path.is_dir() else [path]
+    for file in files:
+        if file.suffix in PICKLED + CODE:
+            raise ValueError(f"{file} can run code when loaded; only {' and '.join(SAFE_SUFFIXES)} weights are served")
+    if not any(file.suffix in SAFE_SUFFIXES for file in files):
+        raise ValueError(f"{uri} holds no weights; only {' and '.join(SAFE_SUFFIXES)} files are served")
+    if (found := artifact_sha256(path)) != sha256:
+        raise ValueError(f"{uri} has sha256 {found}, its record says {sha256}; it was altered, do not serve it")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "COMPLETE")
+
+
+def settled(text: str, stops: Sequence[str], ended: bool) -> tuple[str, bool]:
+    """The part of `text` that later tokens cannot change, and whether a stop string was met (the text ends before it).
+
+    While more may come, an unfinished character (U+FFFD at the end) and a tail that may begin a stop string are held.
+    >>> settled("Answer: 3 days\\nQues", ["\\nQuestion"], ended=False)
+    ('Answer: 3 days', False)
+    """
+    found = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
+    if found:
+        return text[: min(found)], True
+    if ended:
+        return text, False
+    held = len(text) - len(text.rstrip("�"))
+    for stop in stops:
+        held = max(held, next((n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n])), 0))
+    return text[: len(text) - held], False

@@ -1,0 +1,197 @@
+"""One question from its admission to its row in the log: retrieve, prompt, generate, cite. Streamed or not."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from data.records import Answer, Decoding, Generation, Hit, Model, Release, as_json
+from data.requests import Logged
+from serving import rag
+from serving.guard import Chat, Refused, redact
+from serving.router import UNUSABLE
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Generate = Callable[[Model, str, Decoding], AsyncIterator[dict]]
+"""Model, prompt, decoding -> pieces as `ModelReplica.stream` yields them; closing it cancels the generation."""
+Find = Callable[[Release, str, frozenset[str]], "tuple[tuple[Hit, ...], np.ndarray]"]
+"""Release, question, tombstones -> hits and the question's unit vector. Blocks: called in a thread."""
+
+
+@dataclass
+class Exchange:
+    """One admitted request. Iterate `deltas` to its end, then `answer` is there; `settle` runs whatever happens."""
+
+    chat: Chat
+    release: Release
+    decoding: Decoding
+    row: Logged
+    arrived: float
+    timeout_s: float
+    settle: Callable[[Logged], None]
+    answer: Answer | None = None
+
+    async def deltas(
+        self, generate: Generate, find: Find, tombstones: frozenset[str], threads: Executor
+    ) -> AsyncIterator[str]:
+        """The answer's text as it is written, citation marks last, joined equal to `rag.content(self.answer)`.
+
+        Raises Refused 504 past the time limit, 503 when the index or the model can not answer now.
+        """
+        row = self.row
+        row.status, row.error = 499, "the client went away"  # unless one of the following says otherwise
+        try:
+            async for text in self._deltas(generate, find, tombstones, threads):
+                yield text
+            row.status, row.error = 200, ""
+        except TimeoutError:
+            message = f"No complete answer within {self.timeout_s:g} s"
+            row.status, row.error = 504, message
+            raise Refused(504, message, "timeout_error", code="timeout") from None
+        except Refused as refused:
+            row.status, row.error = refused.status, refused.message
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:
+            row.status, row.error = 500, type(error).__name__
+            raise
+        finally:
+            row.total_s = time.perf_counter() - self.arrived
+            self.settle(row)
+
+    async def _deltas(
+        self, generate: Generate, find: Find, tombstones: frozenset[str], threads: Executor
+    ) -> AsyncIterator[str]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.timeout_s - (time.perf_counter() - self.arrived)
+        question, prompt, row = self.chat.question, self.release.prompt, self.row
+        row.queue_s = time.perf_counter() - self.arrived
+        try:
+            async with asyncio.timeout_at(deadline):
+                hits, vector = await loop.run_in_executor(threads, find, self.release, question, tombstones)
+        except UNUSABLE as error:
+            if isinstance(error, TimeoutError):
+                raise
+            message = "The documents of this release can not be searched now"
+            raise Refused(503, message, "server_error", code="index_unavailable", retry_after=5) from error
+        row.retrieval_s = time.perf_counter() - self.arrived - row.queue_s
+        _log_hits(row, hits, vector)
+        if not hits:
+            self._finish(rag.unanswered(question, prompt))
+            yield self.answer.text
+            return
+
+        full = rag.build_prompt(prompt, question, [hit.chunk for hit in hits], self.chat.history)
+        submitted, first_s = time.perf_counter(), None
+        text, sent, last = "", "", {}
+        pieces = generate(self.release.model, full, self.decoding)
+        try:
+            while True:
+                async with asyncio.timeout_at(deadline):  # no yield in here: it belongs to the task that iterates
+                    piece = await anext(pieces, None)
+                if piece is None:
+                    break
+                if first_s is None:
+                    first_s = time.perf_counter() - submitted
+                    row.first_token_s = time.perf_counter() - self.arrived
+                text, last = text + piece["text"], piece
+                row.completion_tokens, row.prompt_tokens = piece["tokens"], piece["prompt_tokens"]
+                shown = rag.clean(text, final=bool(piece["finish_reason"]))
+                if len(shown) > len(sent):
+                    yield shown[len(sent) :]
+                    sent = shown
+        finally:
+            row.answer = self._kept(rag.clean(text))  # what was written so far, also of a request that breaks off
+            await pieces.aclose()
+        row.engine_s = time.perf_counter() - submitted
+        if last.get("finish_reason") not in ("stop", "length"):
+            raise Refused(503, "The model stopped before its answer was complete", "server_error", code="interrupted")
+        written = Generation(
+            text, last["prompt_tokens"], last["tokens"], last["finish_reason"], first_s or 0.0, row.engine_s
+        )
+        self._finish(rag.finish(question, written, hits, prompt))
+        if marks := rag.marks(self.answer.citations):
+            yield marks
+
+    def _finish(self, answer: Answer) -> None:
+        self.answer, row = answer, self.row
+        row.answer, row.abstained = self._kept(answer.text), answer.abstained
+        row.cited = tuple(citation.chunk for citation in answer.citations)
+        row.grounding = None if answer.abstained else rag.grounding(answer.text, answer.hits)
+
+    def _kept(self, text: str) -> str:
+        return redact(text) if self.release.guard.redact_log else text
+
+
+def _log_hits(row: Logged, hits: tuple[Hit, ...], vector: np.ndarray) -> None:
+    row.chunks = tuple(hit.chunk.id for hit in hits)
+    row.scores = tuple(float(hit.score) for hit in hits)
+    row.similarity = max((float(hit.similarity) for hit in hits if not math.isnan(hit.similarity)), default=None)
+    row.embedding = vector.astype("<f2").tobytes()
+
+
+# --- what a client reads ----------------------------------------------------------------------
+
+
+def citations(answer: Answer) -> list[dict]:
+    """The answer's citations as JSON, each with the text it points to."""
+    texts = {hit.chunk.id: hit.chunk.text for hit in answer.hits}
+    return [as_json(citation) | {"text": texts[citation.chunk]} for citation in answer.citations]
+
+
+def scores(answer: Answer) -> list[dict]:
+    """What was retrieved, best first; `similarity` is null where only words found the chunk."""
+    return [
+        {
+            "chunk": hit.chunk.id,
+            "score": float(hit.score),
+            "similarity": None if math.isnan(hit.similarity) else float(hit.similarity),
+        }
+        for hit in answer.hits
+    ]
+
+
+def usage(row: Logged) -> dict:
+    """OpenAI's usage object."""
+    total = row.prompt_tokens + row.completion_tokens
+    counted = {"prompt_tokens": row.prompt_tokens, "completion_tokens": row.completion_tokens, "total_tokens": total}
+    return counted
+
+
+def completion(exchange: Exchange, created: int) -> dict:
+    """The whole answer as OpenAI's chat.completion object."""
+    answer, row = exchange.answer, exchange.row
+    message = {"role": "assistant", "content": rag.content(answer), "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.generation.finish_reason}
+    return {
+        "id": row.response,
+        "object": "chat.completion",
+        "created": created,
+        "model": row.assistant,
+        "system_fingerprint": row.release,
+        "choices": [choice],
+        "usage": usage(row),
+        "citations": citations(answer),
+        "retrieval_scores": scores(answer),
+    }
+
+
+def chunk(exchange: Exchange, created: int, delta: dict, finish_reason: str | None = None, **more: object) -> dict:
+    """One chat.completion.chunk; `more` are further top-level fields."""
+    return {
+        "id": exchange.row.response,
+        "object": "chat.completion.chunk",
+        "created": created,
+        "model": exchange.row.assistant,
+        "system_fingerprint": exchange.row.release,
+        "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}],
+        **more,
+    }

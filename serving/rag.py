@@ -1,0 +1,261 @@
+"""Retrieve, build the prompt, cite: the one code path of the endpoint, of evaluation and of training rows.
+
+A prompt is rendered as ChatML (Hugging Face `tokenizer_config.json` of SmolLM2-Instruct) here and nowhere else.
+Text that comes from documents, users or reviewed pairs can not open or close a role: see `escape`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.records import Answer, Chunk, Citation, Decoding, Generation, Guard, Hit, Prompt, Release, Retrieval
+from serving import cache as answers
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from data.embedding import Embedder
+    from data.store import Index
+    from serving.engine import Engine
+
+HISTORY_MESSAGES = 4
+HISTORY_CHARACTERS = 600
+CITE_FROM = 0.6
+"""Least share of an answer's words that a passage must hold to be cited for it."""
+
+FIELD = re.compile(r"\{(number|title|section|text|passages|question)\}")
+MARK = re.compile(r"[ \t]*\[\d{1,2}\]")
+OPEN_MARK = re.compile(r"\s*(\[\d{0,2})?\Z")
+SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
+WORD = re.compile(r"\w+", re.UNICODE)
+STOP_WORDS = frozenset(
+    WORD.findall("""
+    a an and are as at be been by for from had has have in is it its of on or that the their they this to was were
+    which with answer according passage
+""")
+)
+
+
+# --- the prompt -------------------------------------------------------------------------------
+
+
+def escape(text: str) -> str:
+    """`text` without any `<|`, so that nothing in it tokenizes to a role mark such as `<|im_start|>`."""
+    return text.replace("<|", "< |")
+
+
+def fill(template: str, **values: object) -> str:
+    """`template` with its `{field}`s filled in one pass: braces in values, or unknown fields, stay as they are."""
+    return FIELD.sub(lambda match: str(values.get(match[1], match[0])), template)
+
+
+def turn(role: str, content: str) -> str:
+    return f"<|im_start|>{role}\n{escape(content)}<|im_end|>\n"
+
+
+def build_prompt(prompt: Prompt, question: str, chunks: Sequence[Chunk], history: Sequence[dict] = ()) -> str:
+    """The full text an engine continues: system, short history, passages and question, then the open assistant turn.
+
+    `history`: earlier turns, oldest first, `{"role", "content"}`; only the last `HISTORY_MESSAGES` are kept, each cut
+    at `HISTORY_CHARACTERS`. Any role but `assistant` is rendered as `user`: a client can not speak as the system.
+    Passages are numbered from 1 in the order of `chunks`. Raises ValueError for an unknown `prompt.chat`.
+    """
+    if prompt.chat != "chatml":
+        raise ValueError(f"no chat format {prompt.chat!r}; add one to serving/rag.py build_prompt (known: chatml)")
+    passages = "".join(
+        fill(prompt.passage, number=number, title=chunk.title, section=chunk.section, text=chunk.text)
+        for number, chunk in enumerate(chunks, start=1)
+    )
+    turns = [turn("system", prompt.system)]
+    for message in history[-HISTORY_MESSAGES:]:
+        role = "assistant" if message["role"] == "assistant" else "user"
+        turns.append(turn(role, message["content"][:HISTORY_CHARACTERS]))
+    turns.append(turn("user", fill(prompt.user, passages=passages, question=question)))
+    return "".join(turns) + "<|im_start|>assistant\n"
+
+
+# --- retrieval --------------------------------------------------------------------------------
+
+
+def retrieve(
+    index: Index, embedder: Embedder, question: str, retrieval: Retrieval, tombstones: frozenset[str] = frozenset()
+) -> tuple[Hit, ...]:
+    """The `top_k` chunks for one question, best first; tombstoned chunk ids never appear (invariant 4)."""
+    return search(index, question, embedder.embed([question])[0], retrieval, tombstones)
+
+
+def search(
+    index: Index, question: str, vector: np.ndarray, retrieval: Retrieval, tombstones: frozenset[str]
+) -> tuple[Hit, ...]:
+    """`retrieve` with the question's unit vector [dimensions] already at hand."""
+    hits = index.search(question, vector, retrieval, tombstones)
+    return tuple(hit for hit in hits if hit.chunk.id not in tombstones)[: retrieval.top_k]
+
+
+# --- what comes after the engine --------------------------------------------------------------
+
+
+def clean(text: str, final: bool = True) -> str:
+    """`text` without surrounding space and without `[1]`-like marks of the model's own: attribution is ours.
+
+    With `final=False` an end that could still become a mark is held back, so that the result for a longer text always
+    starts with the result for a shorter one and the difference can be streamed.
+    """
+    if not final:
+        text = OPEN_MARK.sub("", text)
+    return MARK.sub("", text).strip()
+
+
+def words(text: str) -> list[str]:
+    return [word for word in WORD.findall(text.lower()) if word not in STOP_WORDS]
+
+
+def support(text: str, passage: str) -> float:
+    """How much of `text` the passage holds: 1 where its words stand there in a row, else the share of them, below 1."""
+    asked = words(text)
+    if not asked:
+        return 0.0
+    held = words(passage)
+    if f" {' '.join(asked)} " in f" {' '.join(held)} ":
+        return 1.0
+    known = set(held)
+    return 0.99 * sum(word in known for word in asked) / len(asked)
+
+
+def abstains(text: str, prompt: Prompt) -> bool:
+    """Whether `text` is, or starts with, the prompt's sentence for "not in the documents"."""
+    refusal = WORD.findall(prompt.abstain.lower())
+    return bool(refusal) and WORD.findall(text.lower())[: len(refusal)] == refusal
+
+
+def cite(text: str, hits: Sequence[Hit]) -> tuple[Citation, ...]:
+    """For each sentence of `text`, the hit that holds most of its words (the better ranked of equals), in mark order.
+
+    Deterministic, and independent of what the model claims. A sentence that no hit holds by `CITE_FROM` is not cited.
+    An abstention has nothing to cite: `finish` does not ask.
+    """
+    cited: set[int] = set()
+    for sentence in SENTENCE.split(text):
+        best = max(range(len(hits)), key=lambda at: (support(sentence, hits[at].chunk.text), -at), default=None)
+        if best is not None and support(sentence, hits[best].chunk.text) >= CITE_FROM:
+            cited.add(best)
+    return tuple(
+        Citation(at + 1, hits[at].chunk.id, hits[at].chunk.document, hits[at].chunk.title, hits[at].chunk.section)
+        for at in sorted(cited)
+    )
+
+
+def grounding(text: str, hits: Sequence[Hit]) -> float:
+    """Mean over sentences of the best support in any hit, 0 to 1; 0 without hits."""
+    sentences = SENTENCE.split(text)
+    return sum(max((support(part, hit.chunk.text) for hit in hits), default=0.0) for part in sentences) / len(sentences)
+
+
+def finish(question: str, generation: Generation, hits: Sequence[Hit], prompt: Prompt) -> Answer:
+    """The answer to `question`: cleaned text, whether it abstains, and its citations (none when it does)."""
+    text = clean(generation.text)
+    abstained = abstains(text, prompt)
+    return Answer(question, text, abstained, () if abstained else cite(text, hits), tuple(hits), generation)
+
+
+def unanswered(question: str, prompt: Prompt) -> Answer:
+    """The answer when nothing was retrieved: the prompt's abstention, without asking the model to guess."""
+    return Answer(question, prompt.abstain, True, (), (), Generation(prompt.abstain, 0, 0, "stop", 0.0, 0.0))
+
+
+def content(answer: Answer) -> str:
+    """What a client reads: the text and the marks of its citations, as in `Paris [2]`."""
+    return answer.text + marks(answer.citations)
+
+
+def marks(citations: Iterable[Citation]) -> str:
+    return "".join(f" [{citation.number}]" for citation in citations)
+
+
+def limited(decoding: Decoding, guard: Guard) -> Decoding:
+    """`decoding` within the guard's limits, as the endpoint applies it."""
+    return replace(decoding, max_new_tokens=min(decoding.max_new_tokens, guard.max_new_tokens))
+
+
+# --- many at once -----------------------------------------------------------------------------
+
+
+def retrieve_many(
+    questions: Sequence[str],
+    index: Index,
+    embedder: Embedder,
+    retrieval: Retrieval,
+    tombstones: frozenset[str] = frozenset(),
+    excluded: Sequence[frozenset[str]] | None = None,
+) -> list[tuple[Hit, ...]]:
+    """`retrieve` for each question; `excluded[i]` are chunk ids left out for question i alone."""
+    found: list[tuple[Hit, ...]] = []
+    for start in range(0, len(questions), 8):  # up to 8 at a time the embedder stays in fp32, as for a live question
+        some = list(questions[start : start + 8])
+        for at, (question, vector) in enumerate(zip(some, embedder.embed(some), strict=True), start):
+            hidden = tombstones | excluded[at] if excluded else tombstones
+            found.append(search(index, question, vector, retrieval, hidden))
+    return found
+
+
+def answer_given(
+    questions: Sequence[str],
+    found: Sequence[tuple[Hit, ...]],
+    release: Release,
+    engine: Engine,
+    cache: Path | None = None,
+) -> list[Answer]:
+    """Answers in the order of `questions` from the given hits, by the same steps as the endpoint, in one batch.
+
+    Greedy generations are kept in `cache` (default settings().home/answers.db), keyed by everything that decides the
+    text: asking again, or asking another release that builds the same prompt for the same model, is a read.
+    """
+    prompts = {
+        at: build_prompt(release.prompt, questions[at], [hit.chunk for hit in hits])
+        for at, hits in enumerate(found)
+        if hits
+    }
+    decoding = limited(release.decoding, release.guard)
+    generations = generate(list(dict.fromkeys(prompts.values())), release, decoding, engine, cache)
+    return [
+        finish(question, generations[prompts[at]], found[at], release.prompt)
+        if at in prompts
+        else unanswered(question, release.prompt)
+        for at, question in enumerate(questions)
+    ]
+
+
+def answer_many(
+    questions: Sequence[str],
+    release: Release,
+    engine: Engine,
+    index: Index,
+    embedder: Embedder,
+    tombstones: frozenset[str] = frozenset(),
+    cache: Path | None = None,
+) -> list[Answer]:
+    """Retrieval and `answer_given` for each question, answers in the order of `questions`."""
+    found = retrieve_many(questions, index, embedder, release.retrieval, tombstones)
+    return answer_given(questions, found, release, engine, cache)
+
+
+def generate(
+    prompts: list[str], release: Release, decoding: Decoding, engine: Engine, cache: Path | None
+) -> dict[str, Generation]:
+    """A generation for each distinct prompt, from the cache where decoding is greedy."""
+    if decoding.temperature > 0:
+        return dict(zip(prompts, engine.generate(prompts, decoding), strict=True))
+    kept = answers.AnswerCache(cache)
+    keys = {prompt: answers.key(release, prompt, decoding, engine.version) for prompt in prompts}
+    known = kept.read(list(keys.values()))
+    missing = [prompt for prompt in prompts if keys[prompt] not in known]
+    if missing:
+        fresh = dict(zip(missing, engine.generate(missing, decoding), strict=True))
+        written = {keys[prompt]: generation for prompt, generation in fresh.items()}
+        kept.write(written)
+        known |= written
+    return {prompt: known[keys[prompt]] for prompt in prompts}

@@ -1,0 +1,124 @@
+"""Addresses, ports and secrets, from the environment (prefix PERENNIAL_). Run knobs are flow parameters, not settings."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent
+
+
+class Settings(BaseSettings):
+    """Every field is PERENNIAL_<NAME> in the environment; the defaults run everything on this machine."""
+
+    model_config = SettingsConfigDict(env_prefix="PERENNIAL_", extra="ignore")
+
+    home: Path = Field(ROOT / ".perennial", description="folder of all local state")
+    host: str = Field("127.0.0.1", description="address every server listens on; beyond loopback an api_key is required")
+    api_key: str | None = Field(None, description="bearer key of the endpoint; needed when host is not loopback")
+    endpoint_port: int = 8000
+    prefect_port: int = 4200
+    mlflow_port: int = 5000
+    dashboard_port: int = 8265
+    ray_port: int = 6379
+    ledger_url: str | None = Field(None, description="SQLAlchemy URL; default SQLite under home")
+    requests_url: str | None = Field(None, description="SQLAlchemy URL of the request log; default SQLite under home")
+    store_uri: str | None = Field(None, description="LanceDB URI; default a folder under home")
+    mlflow_uri: str | None = Field(None, description="MLflow tracking server; default the one on this machine")
+    prefect_api: str | None = Field(None, description="Prefect API; default the server on this machine")
+    ray_address: str | None = Field(None, description="Ray cluster; default the head on this machine")
+    retention_days: int = Field(30, description="how long the request log keeps a request")
+    training_workers: int = Field(2, description="Ray Train workers")
+    training_gpu: bool = Field(False, description="one GPU per training worker")
+    request_timeout_s: float = 60.0
+    max_queued: int = Field(128, description="requests in the endpoint at once; more get 429 with Retry-After")
+
+    @property
+    def ledger(self) -> str:
+        return self.ledger_url or f"sqlite:///{self.home / 'ledger.db'}"
+
+    @property
+    def requests(self) -> str:
+        return self.requests_url or f"sqlite:///{self.home / 'requests.db'}"
+
+    @property
+    def store(self) -> str:
+        return self.store_uri or str(self.home / "lancedb")
+
+    @property
+    def models(self) -> Path:
+        return self.home / "models"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.home / "snapshots"
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{self.host}:{self.endpoint_port}"
+
+    @property
+    def mlflow(self) -> str:
+        return self.mlflow_uri or f"http://{self.host}:{self.mlflow_port}"
+
+    @property
+    def prefect(self) -> str:
+        return self.prefect_api or f"http://{self.host}:{self.prefect_port}/api"
+
+    @property
+    def ray(self) -> str:
+        return self.ray_address or f"{self.host}:{self.ray_port}"
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://{self.host}:{self.dashboard_port}"
+
+    @property
+    def loopback(self) -> bool:
+        return self.host in ("127.0.0.1", "localhost", "::1")
+
+
+@lru_cache
+def settings() -> Settings:
+    """The settings of this process, read once. Tests set the environment before the first call."""
+    return Settings()
+
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DEEPEVAL_TELEMETRY_OPT_OUT": "1",
+    "DEEPEVAL_DISABLE_DOTENV": "1",
+    "RAGAS_DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def environment() -> dict[str, str]:
+    """What every process we start finds in its environment: addresses, telemetry off, hubs offline."""
+    chosen = settings()
+    return QUIET | {
+        "PERENNIAL_HOME": str(chosen.home),
+        "PREFECT_API_URL": chosen.prefect,
+        "PREFECT_HOME": str(chosen.home / "prefect"),
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+        "MLFLOW_TRACKING_URI": chosen.mlflow,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "RAY_ADDRESS": chosen.ray,
+    }
+
+
+def apply_environment() -> None:
+    """Set `environment()` in this process, keeping what the user has already set. Called at the start of every command."""
+    for name, value in environment().items():
+        os.environ.setdefault(name, value)

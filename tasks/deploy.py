@@ -1,0 +1,199 @@
+"""Warm, smoke, canary, promote, roll back. The endpoint finds the live release in the ledger; nothing is pushed."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import httpx
+
+from data.ledger import Ledger
+from data.records import Record, Release
+from settings import settings
+
+
+@dataclass(frozen=True)
+class Canary(Record):
+    """Hard constraints over `requests` answers; `share` of live traffic goes to the canary if it brings enough."""
+
+    requests: int = 50
+    share: float = 0.10
+    wait_s: float = 30.0
+    clients: int = 4
+    champion_requests: int = 12
+    max_latency_ratio: float = 3.0
+
+
+@dataclass(frozen=True)
+class Asked(Record):
+    """One answer of the endpoint as a client saw it. `problem` is empty when it was sound."""
+
+    release: str
+    text: str
+    citations: int
+    seconds: float
+    problem: str
+
+
+def connect() -> None:
+    """Join the running Ray cluster; joining twice changes nothing."""
+    import ray
+
+    if not ray.is_initialized():
+        # Ray adopts the driver's environment for its workers; the flow's own run context has no business there.
+        ray.init(address=settings().ray, namespace="perennial", log_to_driver=False, logging_level="warning")
+
+
+def ask(assistant: str, question: str, release: str | None = None, source: str = "smoke", timeout: float = 60) -> Asked:
+    """Ask the endpoint over HTTP; with `release`, that very release must answer, live or not."""
+    from serving.router import internal_token
+
+    headers = {"x-perennial-source": source}
+    if settings().api_key:
+        headers["authorization"] = f"Bearer {settings().api_key}"
+    if release:
+        headers |= {"x-perennial-release": release, "x-perennial-token": internal_token()}
+    body = {"model": assistant, "messages": [{"role": "user", "content": question}], "temperature": 0}
+    start = time.monotonic()
+    try:
+        reply = httpx.post(f"{settings().endpoint}/v1/chat/completions", json=body, headers=headers, timeout=timeout)
+    except httpx.HTTPError as error:
+        return Asked("", "", 0, time.monotonic() - start, f"no answer: {type(error).__name__}")
+    seconds = time.monotonic() - start
+    if reply.status_code != 200:
+        return Asked("", "", 0, seconds, f"status {reply.status_code}: {reply.text[:200]}")
+    answer = reply.json()
+    text, served = answer["choices"][0]["message"]["content"], answer["system_fingerprint"]
+    problem = ""
+    if release and served != release:
+        problem = f"answered by {served}, not {release}"
+    elif not text.strip():
+        problem = "an empty answer"
+    else:
+        unresolved = [c["number"] for c in answer["citations"] if f"[{c['number']}]" not in text or not c.get("text")]
+        if unresolved:
+            problem = f"citation [{unresolved[0]}] does not resolve"
+    return Asked(served, text, len(answer["citations"]), seconds, problem)
+
+
+def warm(ledger: Ledger, release: Release) -> None:
+    """Start the release's artifact beside the live ones and wait until it generates; retire what is no longer needed.
+
+    Every live artifact stays, and besides those the candidate and the artifact that was live before.
+    """
+    from serving import replica
+
+    connect()
+    replica.deploy(release.model)
+    keep = {release.model.sha256[:12]}
+    for name, routing in ledger.live().items():
+        keep |= {r.model.sha256[:12] for r in (routing.live, routing.canary) if r}
+        if name == release.assistant:
+            previous = [ledger.release(accepted) for accepted in ledger.accepted_releases(name)[:8]]
+            others = [p.model.sha256[:12] for p in previous if p.model.sha256[:12] not in keep]
+            keep |= set(others[:1])
+    for sha in replica.running() - keep:
+        replica.delete(sha)
+
+
+def smoke(ledger: Ledger, release: Release, question: str, patience_s: float = 60) -> str:
+    """Ask the candidate one question through the endpoint until it answers as itself; the problem, or ''."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        asked = ask(release.assistant, question, release.id)
+        if not asked.problem or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    verdict = "silent" if asked.problem else "answered"
+    body = {"question": question, "answer": asked.text, "seconds": asked.seconds}
+    ledger.decide(
+        release.assistant, "smoke", release.id, verdict, asked.problem or "the release answered as itself", body
+    )
+    return asked.problem
+
+
+def canary(ledger: Ledger, release: Release, questions: Sequence[str], settings_: Canary, recent_per_s: float) -> str:
+    """Watch the candidate answer `requests` questions; the broken hard constraint, or ''.
+
+    With enough live traffic a share of it is sent to the candidate; otherwise `questions` are replayed at once, through
+    the endpoint, beside the live release.
+    """
+    name = release.assistant
+    live = ledger.live()[name].live
+    mode = "traffic" if live and recent_per_s * settings_.share * settings_.wait_s >= settings_.requests else "replay"
+    replayed = [questions[n % len(questions)] for n in range(settings_.requests)]
+    if mode == "traffic":
+        asked = _watch_traffic(ledger, release, settings_)
+        if len(asked) < settings_.requests:  # traffic stopped: the rest is replayed
+            mode = "traffic and replay"
+            asked += _replay(name, replayed[len(asked) :], release.id, settings_.clients)
+    else:
+        asked = _replay(name, replayed, release.id, settings_.clients)
+    broken = next((a.problem for a in asked if a.problem), "")
+    ratio = None
+    if not broken and live and live.model.sha256 != release.model.sha256:
+        some = replayed[: settings_.champion_requests]
+        ratio = _latency_ratio(name, some, release.id, live.id)
+        if ratio > settings_.max_latency_ratio:
+            broken = f"{ratio:.1f} times as slow as the live release (at most {settings_.max_latency_ratio})"
+    body = {"canary": mode, "requests": len(asked), "latency_ratio": ratio}
+    reason = broken or f"{len(asked)} answers without a broken constraint ({mode})"
+    ledger.decide(name, "canary", release.id, "broken" if broken else "held", reason, body)
+    ledger.set_canary(name, None)
+    return broken
+
+
+def _replay(name: str, questions: Sequence[str], release: str, clients: int) -> list[Asked]:
+    with ThreadPoolExecutor(clients) as pool:
+        return list(pool.map(lambda question: ask(name, question, release, source="canary"), questions))
+
+
+def _latency_ratio(name: str, questions: Sequence[str], candidate: str, champion: str) -> float:
+    """Median seconds of the candidate over the champion's, the two asked in turn."""
+    pairs = [(ask(name, q, candidate, "canary").seconds, ask(name, q, champion, "canary").seconds) for q in questions]
+    return statistics.median(a for a, _ in pairs) / max(statistics.median(b for _, b in pairs), 1e-9)
+
+
+def _watch_traffic(ledger: Ledger, release: Release, chosen: Canary) -> list[Asked]:
+    from data.requests import RequestLog
+
+    log = RequestLog(settings().requests)
+    start = log.last_id(release.assistant)
+    ledger.set_canary(release.assistant, release.id, chosen.share)
+    deadline = time.monotonic() + chosen.wait_s * 2
+    while True:
+        rows = [row for row in log.window(release.assistant, start, 10_000) if row["release"] == release.id]
+        if len(rows) >= chosen.requests or time.monotonic() > deadline:
+            return [Asked(row["release"], row["answer"] or "", 0, row["total_s"], row["error"] or "") for row in rows]
+        time.sleep(1)
+
+
+def rollback_release(ledger: Ledger, name: str, to: str | None, keep_index: bool) -> Release:
+    """The release to go back to: `to`, else the accepted one before the live one.
+
+    With `keep_index` it takes that release's model, prompt and settings over the live index, so that going back does
+    not bring an old edition of the documents back. Raises ValueError when there is nothing to go back to.
+    """
+    live = ledger.live()[name].live
+    if live is None:
+        raise ValueError(f"{name!r} has no live release, so there is nothing to roll back")
+    target = ledger.release(to) if to else None
+    for accepted in ledger.accepted_releases(name):
+        if target:
+            break
+        before = ledger.release(accepted)
+        same = replace(before, index=live.index) if keep_index else before
+        if same.id != live.id:
+            target = before
+    if target is None:
+        raise ValueError(f"{name!r} has had no other release than {live.id}; there is nothing to roll back to")
+    return replace(target, index=live.index) if keep_index else target
+
+
+def be_nice() -> None:
+    """Flow processes give way to the endpoint."""
+    os.nice(10 - os.nice(0))

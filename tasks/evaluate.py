@@ -1,0 +1,373 @@
+"""Evaluate a candidate beside the champion: the golden questions through the code and the engine that serve.
+
+Both arms answer the same questions in one run; what is on disk is read, not generated again. The gate's decision is
+taken from the stored scores, so it can be taken again and checked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data.ledger import Ledger
+from data.records import (
+    Answer,
+    Chunk,
+    Decision,
+    Decoding,
+    GoldenQuestion,
+    Hit,
+    IndexVersion,
+    Record,
+    Release,
+    Snapshot,
+    as_json,
+    digest,
+)
+from settings import settings
+from tasks import gate, prepare
+from tasks.gate import GateSettings, Scores
+
+CODE_VERSION = "1"
+SLICE = 64
+SENTENCE = re.compile(r"(?<=[.!?])\s+")
+
+
+@dataclass(frozen=True)
+class Suite(Record):
+    """What is asked. Unanswerable questions are made by leaving out the answering section where the set has too few."""
+
+    bootstrap_questions: int = 60
+    unanswerable: int = 60
+    latency_questions: int = 60
+    probes: int = 60
+    given_passage: bool = True
+
+
+@dataclass(frozen=True)
+class Evaluation(Record):
+    """Where the scores of one evaluation lie (JSON), and what they are of."""
+
+    uri: str
+    release: str
+    champion: str | None
+    kind: str
+    questions: int
+    aged: int
+    seconds: float
+
+
+def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: Snapshot, suite: Suite = Suite()):
+    """Scores of `candidate` and `champion` on the golden questions that vote; returns an Evaluation.
+
+    `kind`: bootstrap (hard constraints on a few questions), tuned, reindex, reprompt, rollback. The same releases on
+    the same snapshot are evaluated once.
+    """
+    key = digest(candidate.id, champion.id if champion else None, kind, snapshot.id, as_json(suite), CODE_VERSION)
+    path = settings().home / "reports" / candidate.id / f"{key[:16]}.json"
+    if path.exists():
+        return Evaluation.of(json.loads(path.read_text())["evaluation"])
+    start = time.monotonic()
+    tombstones = Ledger(settings().ledger).tombstones(candidate.assistant)
+    golden, left_out = questions_for(snapshot, kind, suite)
+    hard = sound_files(candidate)
+    scores: dict[str, Scores] = {}
+    rows: dict[str, list[dict]] = {}
+    probes: list[float] | None = None
+    if not any(hard.values()):
+        with ExitStack() as opened:
+            arms = {"candidate": Arm.open(candidate, opened)}
+            if champion:
+                same = arms["candidate"].engine if champion.model == candidate.model else None
+                arms["champion"] = Arm.open(champion, opened, same)
+            for name, arm in arms.items():
+                answers = arm.answer(golden, left_out, tombstones, name)
+                scores[name], rows[name] = arm.score(golden, answers, kind, suite, name)
+                if name == "candidate":
+                    hard |= sound_answers(answers, arm, tombstones)
+            if champion and champion.model != candidate.model:
+                time_both(arms, scores, golden, suite)
+            if kind in ("reindex", "bootstrap"):
+                changed = changed_sections(candidate.index, champion.index) if champion else set()
+                probes = arms["candidate"].probe(changed, suite.probes, tombstones)
+    seconds = time.monotonic() - start
+    evaluation = Evaluation(
+        str(path), candidate.id, champion.id if champion else None, kind, len(golden), snapshot.aged, seconds
+    )
+    tuned_first = bool(candidate.model.adapter and champion and not champion.model.adapter)
+    body = {
+        "evaluation": as_json(evaluation),
+        "candidate": as_json(scores["candidate"]) if "candidate" in scores else None,
+        "champion": as_json(scores["champion"]) if "champion" in scores else None,
+        "hard": hard,
+        "probes": probes,
+        "first_tuned": tuned_first,
+        "rows": rows,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(body))
+    partial.replace(path)
+    print(f"evaluate: {len(golden)} questions, {len(scores)} arms, {seconds:.0f} s")
+    return evaluation
+
+
+def decide(evaluation: Evaluation, kind: str, gates: GateSettings, tuned_decisions: int = 0) -> Decision:
+    """The gate's decision on stored scores."""
+    body = json.loads(Path(evaluation.uri).read_text())
+    kinds = {"bootstrap": "bootstrap", "reindex": "index-only"}
+    judged = "first-tuned" if body["first_tuned"] and kind == "tuned" else kinds.get(kind, "change")
+    read = {arm: Scores.of(body[arm]) if body[arm] else None for arm in ("candidate", "champion")}
+    if read["candidate"] is None:  # a hard constraint broke before anything could be asked
+        read = dict.fromkeys(read, Scores((), ()))
+    return gate.decide(
+        read["candidate"],
+        read["champion"],
+        body["hard"],
+        gates,
+        judged,
+        body["probes"],
+        evaluation.release,
+        evaluation.champion,
+        tuned_decisions,
+    )
+
+
+def decided(ledger: Ledger, candidate: Release, live: Release | None) -> Decision | None:
+    """The decision on record for this candidate against this champion, if there is one."""
+    row = ledger.gate_decision(candidate.id)
+    if row is None or row["body"]["champion"] != (live.id if live else None):
+        return None
+    return Decision.of(row["body"])
+
+
+# --- the questions ----------------------------------------------------------------------------
+
+
+def questions_for(snapshot: Snapshot, kind: str, suite: Suite) -> tuple[list[GoldenQuestion], set[str]]:
+    """The questions that vote, and the ids of those asked with their answering section left out of retrieval."""
+    voting = [question for question in prepare.golden(snapshot) if question.votes]
+    if kind == "bootstrap":
+        return sorted(voting, key=lambda q: q.id)[: suite.bootstrap_questions], set()
+    missing = suite.unanswerable - sum(not question.answers for question in voting)
+    answerable = sorted((q for q in voting if q.answers), key=lambda q: digest(q.id))
+    made = [replace(q, id=f"{q.id}-left-out", answers=()) for q in answerable[: max(0, missing)]]
+    return voting + made, {question.id for question in made}
+
+
+def smoke_questions(snapshot: Snapshot, release: Release, most: int = 50) -> list[str]:
+    """Questions for the smoke query and the canary: golden ones and probes of the documents in turn."""
+    from data.store import open_index
+
+    golden = [question.question for question in prepare.golden(snapshot) if question.votes][: most // 2]
+    chunks = sorted(open_index(release.index).chunks(), key=lambda chunk: chunk.id)
+    probes = [probe_question(chunk) for chunk in chunks[: most - len(golden)]]
+    mixed = [question for pair in zip(golden, probes, strict=False) for question in pair]
+    return mixed + golden[len(probes) :] + probes[len(golden) :]
+
+
+def probe_question(chunk: Chunk) -> str:
+    """A question that this chunk must be found for: its longest sentence."""
+    return max(SENTENCE.split(chunk.text.replace("\n", " ")), key=len)[:300]
+
+
+def changed_sections(new: IndexVersion, old: IndexVersion) -> set[tuple[str, str]]:
+    """(document, section hash) of sections that are new or edited in `new`."""
+    from data.store import open_index
+
+    return open_index(new).sections() - open_index(old).sections()
+
+
+# --- one arm ----------------------------------------------------------------------------------
+
+
+class Arm:
+    """A release with its engine, index and embedder open, answering as the endpoint does."""
+
+    def __init__(self, release: Release, engine, index, embedder):
+        self.release, self.engine, self.index, self.embedder = release, engine, index, embedder
+        self.by_section: dict[tuple[str, str], set[str]] = {}
+        self.by_document: dict[str, set[str]] = {}
+        for chunk in index.chunks():
+            self.by_section.setdefault((chunk.document, chunk.section_hash), set()).add(chunk.id)
+            self.by_document.setdefault(chunk.document, set()).add(chunk.id)
+
+    @classmethod
+    def open(cls, release: Release, opened: ExitStack, engine=None) -> Arm:
+        from data.embedding import load
+        from data.store import open_index
+        from serving.engine import open_engine
+        from serving.engine.models import embedder_folder
+
+        if engine is None:
+            engine = open_engine(release.model)
+            opened.callback(engine.close)
+        return cls(release, engine, open_index(release.index), load(embedder_folder()))
+
+    def gold_chunks(self, question: GoldenQuestion) -> frozenset[str]:
+        """Ids of the chunks of the section (else the document) that the question is bound to, in this arm's index."""
+        found = self.by_section.get((question.document, question.section_hash))
+        return frozenset(found or self.by_document.get(question.document, ()))
+
+    def answer(
+        self, golden: Sequence[GoldenQuestion], left_out: set[str], tombstones: frozenset[str], name: str
+    ) -> list[Answer]:
+        from serving import rag
+
+        start, answers = time.monotonic(), []
+        for first in range(0, len(golden), SLICE):
+            some = golden[first : first + SLICE]
+            asked = [question.question for question in some]
+            hidden = [self.gold_chunks(q) if q.id in left_out else frozenset() for q in some]
+            found = rag.retrieve_many(asked, self.index, self.embedder, self.release.retrieval, tombstones, hidden)
+            answers += rag.answer_given(asked, found, self.release, self.engine)
+            print(f"evaluate: {name} {len(answers)}/{len(golden)} answered, {time.monotonic() - start:.0f} s")
+        return answers
+
+    def score(
+        self, golden: Sequence[GoldenQuestion], answers: list[Answer], kind: str, suite: Suite, name: str
+    ) -> tuple[Scores, list[dict]]:
+        """Scores under every metric, and one row a question for the report.
+
+        Unanswerable questions have no gold chunk. `given_f1` is F1 with only the answering section as context: what
+        the model makes of the right passage.
+        """
+        from tasks import metrics
+
+        gold = [self.gold_chunks(q) if q.answers else frozenset() for q in golden]
+        items = [
+            metrics.Item(question.question, answer, question, chunks)
+            for question, answer, chunks in zip(golden, answers, gold, strict=True)
+        ]
+        scored: dict[str, list] = metrics.score(items)
+        if kind == "tuned" and suite.given_passage:
+            scored["given_f1"] = self.given(golden, gold)
+        documents = {question.document for question in golden}
+        by_section = len(documents) < GateSettings().min_clusters
+        clusters = [f"{q.document}#{q.section}" if by_section else q.document for q in golden]
+        slices = [(q.document.split("/")[0],) if "/" in q.document else () for q in golden]
+        unit = "section" if by_section else "document"
+        rows = [
+            {
+                "id": question.id,
+                "question": question.question,
+                "accepted": list(question.answers),
+                "answer": answer.text,
+                "hits": [hit.chunk.id for hit in answer.hits],
+                "correct": value,
+            }
+            for question, answer, value in zip(golden, answers, scored["correct"], strict=True)
+        ]
+        ids = tuple(question.id for question in golden)
+        return Scores(ids, tuple(clusters), scored, tuple(slices), unit), rows
+
+    def given(self, golden: Sequence[GoldenQuestion], gold: list[frozenset[str]]) -> list[float | None]:
+        from serving import rag
+        from tasks import metrics
+
+        places = [at for at, question in enumerate(golden) if question.answers and gold[at]]
+        budget = self.release.retrieval.top_k
+        hits = [
+            tuple(Hit(self.index.chunk(chunk), 1.0, math.nan) for chunk in sorted(gold[at])[:budget]) for at in places
+        ]
+        answers = rag.answer_given([golden[at].question for at in places], hits, self.release, self.engine)
+        items = [
+            metrics.Item(golden[at].question, answer, golden[at], gold[at])
+            for at, answer in zip(places, answers, strict=True)
+        ]
+        scored: list[float | None] = [None] * len(golden)
+        for at, value in zip(places, metrics.score(items, ["token_f1"])["token_f1"], strict=True):
+            scored[at] = value
+        return scored
+
+    def probe(self, changed: set[tuple[str, str]], most: int, tombstones: frozenset[str]) -> list[float]:
+        """1 for each probe question whose own section is retrieved, 0 else; changed sections come first."""
+        from serving import rag
+
+        chunks = sorted(self.index.chunks(), key=lambda c: ((c.document, c.section_hash) not in changed, c.id))[:most]
+        asked = [probe_question(chunk) for chunk in chunks]
+        found = rag.retrieve_many(asked, self.index, self.embedder, self.release.retrieval, tombstones)
+        return [
+            float(any(hit.chunk.section_hash == chunk.section_hash for hit in hits))
+            for chunk, hits in zip(chunks, found, strict=True)
+        ]
+
+
+def time_both(arms: dict[str, Arm], scores: dict[str, Scores], golden: Sequence[GoldenQuestion], suite: Suite) -> None:
+    """Seconds of fresh generations of both arms in turn, on the same prompts, into their `latency` scores."""
+    from serving import rag
+
+    seconds: dict[str, list[float | None]] = {name: [None] * len(golden) for name in arms}
+    print(f"evaluate: latency of {min(suite.latency_questions, len(golden))} fresh answers of each arm, in turn")
+    for at, question in enumerate(golden[: suite.latency_questions]):
+        for name, arm in sorted(arms.items(), reverse=at % 2 == 1):
+            hits = rag.retrieve(arm.index, arm.embedder, question.question, arm.release.retrieval)
+            prompt = rag.build_prompt(arm.release.prompt, question.question, [hit.chunk for hit in hits])
+            decoding: Decoding = rag.limited(arm.release.decoding, arm.release.guard)
+            start = time.monotonic()
+            arm.engine.generate([prompt], decoding)
+            seconds[name][at] = time.monotonic() - start
+    for name in arms:
+        scores[name].metrics["latency"] = seconds[name]
+
+
+# --- hard constraints -------------------------------------------------------------------------
+
+
+def sound_files(candidate: Release) -> dict[str, str | None]:
+    """What must hold before anything is asked: the artifact is the recorded one, the index is whole."""
+    from data.store import IndexDamaged, open_index
+    from serving.engine import verify
+
+    checks: dict[str, str | None] = {"artifact verified": None, "index whole": None}
+    try:
+        verify(candidate.model.uri, candidate.model.sha256)
+    except (ValueError, OSError) as problem:
+        checks["artifact verified"] = str(problem)
+    try:
+        open_index(candidate.index).verify()
+    except IndexDamaged as problem:
+        checks["index whole"] = str(problem)
+    return checks
+
+
+def sound_answers(answers: Sequence[Answer], arm: Arm, tombstones: frozenset[str]) -> dict[str, str | None]:
+    """What every answer must satisfy whatever the model says; the first violation of each."""
+    known = arm.index.ids()
+    found: dict[str, str | None] = {"answers are text": None, "citations resolve": None, "no deleted text": None}
+    for answer in answers:
+        if not answer.text.strip():
+            found["answers are text"] = found["answers are text"] or f"{answer.question!r} got an empty answer"
+        if any(citation.chunk not in known for citation in answer.citations):
+            found["citations resolve"] = f"{answer.question!r} cites a chunk that is not in the index"
+        if any(hit.chunk.id in tombstones for hit in answer.hits):
+            found["no deleted text"] = f"{answer.question!r} was shown deleted text"
+    return found
+
+
+# --- after an index is built ------------------------------------------------------------------
+
+
+def bury_outdated(ledger: Ledger, version: IndexVersion) -> None:
+    """Tombstone every chunk of earlier index versions that is not in `version`, before anything is gated."""
+    from data.store import open_index
+
+    present = open_index(version).ids()
+    earlier: set[str] = set()
+    releases = [ledger.release(accepted) for accepted in ledger.accepted_releases(version.assistant)[:8]]
+    for index in {release.index for release in releases}:
+        earlier |= open_index(index).ids()
+    ledger.bury(version.assistant, earlier - present, present)
+
+
+def ask_reviews(ledger: Ledger, snapshot: Snapshot) -> None:
+    """Put the golden questions that aged with their source into the review queue."""
+    aged = [question for question in prepare.golden(snapshot) if not question.votes]
+    subjects = {f"{question.id}@{snapshot.id}": as_json(question) for question in aged}
+    ledger.ask_review(snapshot.assistant, "aged golden question", subjects)

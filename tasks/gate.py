@@ -1,0 +1,268 @@
+"""The gate: may this candidate replace the champion? Paired, on the same questions, in one run.
+
+Promote when the lower bound of the mean paired difference is above minus the margin, reject when the upper bound is
+below it, otherwise hold and say how many items would settle it. Pure functions over scores: nothing is read or run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+from data.records import Decision, Interval, Record
+from tasks.intervals import (
+    Pairs,
+    Scores,
+    clustered_error,
+    items_needed,
+    pair,
+    paired_interval,
+    probe_interval,
+    tango_z,
+    worst_case,
+)
+from tasks.metrics import aggregate
+
+__all__ = ["GateSettings", "Scores", "decide", "paired_interval"]
+
+KINDS = ("bootstrap", "first-tuned", "change", "index-only")
+
+
+@dataclass(frozen=True)
+class GateSettings(Record):
+    """Run knobs of the gate. Margins are on the 0 to 1 scale of the metrics, `max_slowdown` is a ratio of seconds.
+
+    `looks` is how many times this candidate may be judged in all: each look then has alpha / looks.
+    `tuned_decisions` is how many tuned candidates one golden set may judge before part of it must be replaced.
+    """
+
+    primary: str = "correct"
+    guardrails: tuple[str, ...] = ("grounding", "abstention", "safety", "latency")
+    margin: float = 0.05
+    guardrail_margin: float = 0.10
+    max_slowdown: float = 1.25
+    min_questions: int = 60
+    min_clusters: int = 15
+    min_guardrail_items: int = 60
+    min_slice_items: int = 30
+    max_missing: float = 0.02
+    alpha: float = 0.05
+    looks: int = 1
+    probes: int = 60
+    probe_floor: float = 0.80
+    tuned_decisions: int = 20
+
+    def __post_init__(self):
+        if len(self.guardrails) > 4:
+            raise ValueError(
+                f"{len(self.guardrails)} guardrails; at most four, or a good candidate fails one by chance"
+            )
+        if self.primary in self.guardrails:
+            raise ValueError(f"{self.primary!r} is the primary metric and a guardrail; take it out of one")
+
+
+def decide(
+    candidate: Scores,
+    champion: Scores | None,
+    hard: Mapping[str, str | None],
+    settings: GateSettings = GateSettings(),
+    kind: str = "change",
+    probes: Sequence[float] | None = None,
+    release: str = "",
+    champion_release: str | None = None,
+    tuned_decisions: int = 0,
+) -> Decision:
+    """The verdict on one candidate, in order: hard constraints, primary metric, guardrails, slices.
+
+    `hard` names every hard constraint that was checked: None if it holds, else how it is broken. `kind` is
+    "bootstrap" (hard constraints only), "first-tuned" (must be better than the bootstrap), "change" or "index-only"
+    (judged on `probes`, 1 passed and 0 failed, where too few golden questions vote). `tuned_decisions` is how many
+    tuned candidates this golden set has already judged.
+
+    Raises:
+        ValueError: for an unknown kind, no hard constraints, or no champion's scores to compare with.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"no kind of candidate {kind!r}; it is one of {', '.join(KINDS)}")
+    if not hard:
+        raise ValueError("no hard constraint was checked; a candidate is never accepted without them")
+    if champion is None and kind != "bootstrap":
+        raise ValueError(f"a {kind} candidate is judged against the champion; score it on the same questions")
+
+    alpha = settings.alpha / settings.looks
+    metrics = _means(candidate)
+    baseline = _means(champion) if champion else None
+    intervals: list[Interval] = []
+    notes: list[str] = []
+
+    def verdict(name: str, reason: str, superior: bool = False, judged: str = "golden") -> Decision:
+        return Decision(
+            name, reason, release, champion_release, superior, judged, tuple(intervals), metrics, baseline, tuple(notes)
+        )
+
+    broken = [f"{name}: {problem}" for name, problem in hard.items() if problem is not None]
+    if broken:
+        return verdict("reject", f"Hard constraint broken: {'; '.join(broken)}.", judged="hard constraints")
+    if kind == "bootstrap":
+        reason = f"All {len(hard)} hard constraints hold; this release is live until a tuned one is proven better."
+        return verdict("bootstrap", reason, judged="hard constraints")
+
+    pairs = pair(settings.primary, candidate, champion)
+    margin = 0.0 if kind == "first-tuned" else settings.margin
+    primary = pairs.interval(settings.primary, margin, alpha, settings.max_missing)
+    intervals.append(primary)
+    superior = primary.lower > 0 and max(pairs.missing) <= settings.max_missing
+    if candidate.unit != "document":
+        notes.append(f"Split and clustered by {candidate.unit}: too few documents to cluster by document.")
+
+    probed = None
+    if kind == "index-only" and probes is not None:
+        probed = probe_interval(probes, settings.probe_floor, alpha)
+        intervals.append(probed)
+        if probed.verdict == "reject":
+            return verdict("reject", f"Probes of the new and changed sections fail: {_probes(probed, settings)}.")
+
+    if primary.n < settings.min_questions or primary.clusters < settings.min_clusters:
+        short = (
+            f"{primary.n} questions from {primary.clusters} {candidate.unit}s vote, "
+            f"and {settings.min_questions} from {settings.min_clusters} are needed"
+        )
+        if kind != "index-only":
+            wanted = max(0, settings.min_questions - primary.n)
+            unheard = max(0, settings.min_clusters - primary.clusters)
+            return verdict("hold", f"Only {short}: add {wanted} questions and {unheard} {candidate.unit}s.")
+        notes.append(f"Judged on probe questions: {short}.")
+        if probed is None or probed.n < settings.probes:
+            have = probed.n if probed else 0
+            reason = f"Only {short}, and {have} probe questions of {settings.probes}: add {settings.probes - have}."
+            return verdict("hold", reason, judged="probes")
+        if probed.verdict == "hold":
+            settle = _settle(items_needed(probed), "probes")
+            return verdict("hold", f"Probes are undecided: {_probes(probed, settings)}; {settle}.", judged="probes")
+        return verdict("promote", f"Hard constraints hold and {_probes(probed, settings)}.", judged="probes")
+
+    if kind != "index-only" and tuned_decisions >= settings.tuned_decisions:
+        reason = f"This golden set has judged {tuned_decisions} tuned candidates: replace part of it before the next."
+        return verdict("hold", reason)
+
+    rejects, holds = [], []
+    _sort(primary, pairs, settings, rejects, holds)
+    for name in settings.guardrails:
+        guarded = pair(name, candidate, champion)
+        if not guarded.questions:
+            notes.append(f"Guardrail {name} does not apply: no question has a score for it.")
+            continue
+        interval = _guardrail(name, guarded, settings, alpha)
+        intervals.append(interval)
+        if interval.n < settings.min_guardrail_items:
+            holds.append(
+                f"guardrail {name} has {interval.n} questions and needs {settings.min_guardrail_items}: "
+                f"add {settings.min_guardrail_items - interval.n}"
+            )
+        else:
+            _sort(interval, guarded, settings, rejects, holds)
+    if rejects:
+        return verdict("reject", f"Worse than allowed: {'; '.join(rejects)}.")
+    harmed, warned = _slices(pairs, candidate, settings, alpha)
+    notes.extend(warned)
+    if harmed:
+        return verdict("reject", f"Proven harm in a slice: {'; '.join(harmed)}.")
+    if holds:
+        return verdict("hold", f"Not settled: {'; '.join(holds)}.", superior)
+    passed = len(intervals) - 1 - (probed is not None)
+    than = "Better than" if superior else "Not worse than"
+    reason = f"{than} the champion: {_figures(primary)}; {passed} guardrail{'s' * (passed != 1)} hold."
+    return verdict("promote", reason, superior)
+
+
+def _means(scores: Scores) -> dict[str, float]:
+    return aggregate(scores.metrics)
+
+
+def _guardrail(name: str, pairs: Pairs, settings: GateSettings, alpha: float) -> Interval:
+    if name != "latency":
+        return pairs.interval(name, settings.guardrail_margin, alpha, settings.max_missing)
+    # Log seconds, sign turned: the mean difference is the log of how much faster the candidate is.
+    faster = Pairs(
+        pairs.questions,
+        pairs.clusters,
+        [-math.log(seconds) for seconds in pairs.candidate],
+        [-math.log(seconds) for seconds in pairs.champion],
+    )
+    return faster.interval(name, math.log(settings.max_slowdown), alpha, settings.max_missing)
+
+
+def _sort(interval: Interval, pairs: Pairs, settings: GateSettings, rejects: list[str], holds: list[str]) -> None:
+    """Puts what an interval says into the rejects or the holds; nothing if it passes."""
+    if max(pairs.missing) > settings.max_missing:
+        ours, theirs = pairs.missing
+        holds.append(
+            f"{interval.metric} is missing for {ours:.1%} of the candidate's questions and {theirs:.1%} of the "
+            f"champion's ({settings.max_missing:.1%} allowed): measure again all {interval.n}"
+        )
+    elif interval.verdict == "reject":
+        rejects.append(_figures(interval))
+    elif interval.verdict == "hold":
+        holds.append(f"{_figures(interval)}; {_settle(items_needed(interval), 'questions')}")
+
+
+def _slices(pairs: Pairs, scores: Scores, settings: GateSettings, alpha: float) -> tuple[list[str], list[str]]:
+    """Slices where a loss beyond the margin is proven (Holm over those large enough), and those that only look so."""
+    members: dict[str, set[str]] = {}
+    for question, names in zip(scores.questions, scores.slices or ((),) * len(scores.questions), strict=True):
+        for name in names:
+            members.setdefault(name, set()).add(question)
+    tested = []
+    for name, questions in sorted(members.items()):
+        part = pairs.only(questions)
+        interval = part.interval(f"{settings.primary} in {name}", settings.margin, alpha, settings.max_missing)
+        if interval.n >= settings.min_slice_items and interval.clusters > 1:
+            tested.append((_harm(part, interval, settings.margin), interval))
+    tested.sort(key=lambda row: row[0])
+    harmed, warned, proving = [], [], True
+    for place, (p, interval) in enumerate(tested):
+        proving = proving and p <= alpha / (len(tested) - place)
+        if proving:
+            harmed.append(_figures(interval))
+        elif interval.mean < -settings.margin:
+            warned.append(f"Warning, not proven: {_figures(interval)}.")
+    return harmed, warned
+
+
+def _harm(pairs: Pairs, interval: Interval, margin: float) -> float:
+    """One-sided p-value of a loss larger than the margin; the larger of the clustered t and Tango's."""
+    a, b, _ = worst_case(pairs.candidate, pairs.champion)
+    d = a - b
+    error = clustered_error(d, pairs.clusters)
+    p = float(stats.t.cdf((interval.mean + margin) / error, interval.clusters - 1)) if error else 0.0
+    return max(p, float(stats.norm.cdf(tango_z(d[d > 0].sum(), -d[d < 0].sum(), len(d), -margin))))
+
+
+def _figures(interval: Interval) -> str:
+    bounds = f"bounds {_points(interval.lower)} to {_points(interval.upper)}"
+    where = f"margin {100 * interval.margin:.1f}, {interval.n} questions, {interval.clusters} clusters"
+    if interval.metric == "latency":
+        slower = math.exp(-interval.mean)
+        return f"latency x{slower:.2f} of the champion's (at most x{math.exp(interval.margin):.2f}, {interval.n} timed)"
+    seen = f"detectable {100 * interval.detectable:.1f}"
+    return f"{interval.metric} {_points(interval.mean)} points ({bounds}, {where}, {seen})"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f}"
+
+
+def _probes(interval: Interval, settings: GateSettings) -> str:
+    passed, bound = 1 - interval.discordance, interval.lower + settings.probe_floor
+    return (
+        f"{passed:.0%} of {interval.n} probes pass (at least {bound:.0%} for sure, {settings.probe_floor:.0%} needed)"
+    )
+
+
+def _settle(items: int | None, what: str) -> str:
+    return (
+        f"about {items} {what} would settle it" if items else f"more than 100,000 {what} would be needed to settle it"
+    )

@@ -1,0 +1,102 @@
+"""Remedies as outbox rows: ask for one, claim it, brake it, settle it once (DESIGN invariants 3 and 11)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from data.ledger import Ledger
+from data.records import Record
+
+KINDS = ("reindex", "retrain", "rollback")
+MANUAL = "by hand"
+
+
+@dataclass(frozen=True)
+class Brakes(Record):
+    """What keeps a remedy from running too often: seconds between two of a kind, and how many in seven days."""
+
+    reindex_cooldown_s: float = 20.0
+    retrain_cooldown_s: float = 3600.0
+    rollback_cooldown_s: float = 600.0
+    weekly: int = 200
+    attempts: int = 3
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claimed outbox row: what to do, for whom, why. `note` takes the sentence the row is settled with."""
+
+    outbox: int
+    assistant: str
+    kind: str
+    cause: str
+    body: dict
+    note: Callable[[str], None]
+
+
+def braked(ledger: Ledger, row: dict, brakes: Brakes, now: float) -> str:
+    """Why this row must not run now, or ''. A person's own request passes the cooldown, not the pause."""
+    name, kind = row["assistant"], row["kind"]
+    if ledger.assistant(name)["paused"]:
+        return f"automation of {name!r} is paused"
+    if row["attempts"] >= brakes.attempts:
+        return f"it failed {row['attempts']} times"
+    acted = [r for r in ledger.outbox(name, ("acted",)) if r["kind"] == kind]
+    if row["body"].get("asked") == MANUAL:
+        return ""
+    cooldown = getattr(brakes, f"{kind}_cooldown_s")
+    if acted and 0 <= now - acted[-1]["settled_at"] < cooldown:
+        return f"the last {kind} ended {now - acted[-1]['settled_at']:.0f} s ago; the cooldown is {cooldown:.0f} s"
+    recent = [r for r in acted if now - r["settled_at"] < 7 * 86400]
+    if len(recent) >= brakes.weekly:
+        return f"{len(recent)} of {brakes.weekly} {kind} runs of this week are used up"
+    return ""
+
+
+def ask_by_hand(ledger: Ledger, assistant: str, kind: str, body: dict) -> int:
+    """An outbox row for a remedy that a person asks for."""
+    ledger.assistant(assistant)
+    cause = f"{MANUAL} {time.time_ns()}"
+    seq = ledger.open_remedy(assistant, kind, cause, body | {"asked": MANUAL})
+    assert seq is not None, "a cause by hand is new every time"
+    return seq
+
+
+@contextmanager
+def claimed(ledger: Ledger, outbox: int, run: str, brakes: Brakes) -> Iterator[Claim | None]:
+    """Hold an outbox row while its remedy runs, and settle it 'acted' at the end with what `Claim.note` was told.
+
+    Yields None, and nothing is to be done, when the row is settled, its kind is running already, or a brake refuses it.
+    When the remedy raises, the claim is given back, and `reconcile` tries again until the attempts are used up.
+    """
+    found = next((row for row in ledger.outbox() if row["seq"] == outbox), None)
+    if found is None:
+        raise KeyError(f"there is no outbox row {outbox}")
+    if found["state"] == "open" and (reason := braked(ledger, found, brakes, time.time())):
+        print(f"{found['kind']} refused: {reason}")
+        ledger.settle(outbox, "refused", reason)
+        yield None
+        return
+    row = ledger.claim(outbox, run)
+    if row is None:
+        print(f"outbox row {outbox} is {found['state']}, or a {found['kind']} of {found['assistant']!r} is running")
+        yield None
+        return
+    said: list[str] = []
+    try:
+        yield Claim(outbox, row["assistant"], row["kind"], row["cause"], row["body"], said.append)
+    except BaseException:
+        ledger.free(outbox, run)
+        raise
+    ledger.settle(outbox, "acted", said[-1] if said else "done", run)
+
+
+def emit(event: str, assistant: str, payload: dict) -> None:
+    """A Prefect event: a wake-up hint that may be lost; the outbox row is what counts."""
+    from prefect.events import emit_event
+
+    resource = {"prefect.resource.id": f"perennial.assistant.{assistant}", "prefect.resource.name": assistant}
+    emit_event(event=event, resource=resource, payload=payload)

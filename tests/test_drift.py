@@ -1,0 +1,246 @@
+"""Drift: what raises an alarm, what does not, and how often by chance."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from data.records import as_json
+from tasks.drift import (
+    DETECTORS,
+    EDetector,
+    Questions,
+    Signal,
+    Watch,
+    detect,
+    query_drift,
+    staleness,
+    stream,
+    threshold,
+    update,
+    update_p,
+    upper_rate,
+    watch,
+    watch_p,
+)
+from tasks.questions import collapse, compare, relabel
+
+
+def test_any_stale_section_is_an_alarm_and_none_is_not():
+    assert staleness(0, 0, 0, 500).alarm is False
+    for counts in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        signal = staleness(*counts, sections=500)
+        assert signal.alarm
+        assert signal.value == pytest.approx(1 / 500)
+
+
+def test_the_detector_follows_the_recursion_by_hand():
+    state = watch(0.1, 1e5)
+    for x in (1, 0):
+        state = update(state, x)
+    expected = [((0 + 1) * (1 + step * 0.9) + 1) * (1 - step * 0.1) for step in (0.25, 0.5, 1, 2, 3)]
+    assert state.runs == pytest.approx(expected)
+    assert state.level == pytest.approx(sum(expected) / 5)
+
+
+def test_steps_that_could_turn_negative_are_left_out():
+    assert watch(0.4, 100).lambdas == (0.25, 0.5, 1.0, 2.0)
+    assert all(1 - step * 0.93 > 0 for step in watch(0.9, 100, slack=0.03).lambdas)
+
+
+def test_the_threshold_shares_the_error_over_signals_and_events():
+    assert threshold(8, 10_000, 0.05) == 1_600_000
+
+
+def test_the_reference_rate_is_an_upper_bound():
+    assert upper_rate([0.0] * 300) == pytest.approx(1 - 0.05 ** (1 / 300))
+    assert upper_rate([1.0]) == upper_rate([1.0] * 10) == 1.0
+    assert 0.5 < upper_rate(list(np.linspace(0, 1, 100))) < 0.56
+
+
+def run_length(rate, state, seed, quiet=0, most=6000):
+    rng = np.random.default_rng(seed)
+    for _ in range(quiet):
+        state = update(state, float(rng.random() < 0.1))
+    for count in range(1, most):
+        state = update(state, float(rng.random() < rate))
+        if state.alarm:
+            return count
+    return most
+
+
+def test_doubled_bad_ratings_are_found_in_two_hundred_events():
+    runs = [run_length(0.2, watch(0.1, 1e5), seed, quiet=500) for seed in range(40)]
+    assert np.mean(runs) <= 200
+
+
+def test_a_quiet_stream_rarely_alarms_within_its_budget():
+    events = 500
+    state = watch(0.1, threshold(1, events, alpha=0.1))
+    alarms = [run_length(0.1, state, seed, most=events) < events for seed in range(100)]
+    assert np.mean(alarms) <= 0.1
+
+
+def test_an_alarm_stays_on_and_says_when_the_trouble_began():
+    state = watch(0.1, 1e4)
+    for _ in range(30):
+        for x in (0,) * 9 + (1,):
+            state = update(state, x)
+    for _ in range(30):
+        state = update(state, 1)
+    assert state.alarm
+    assert 290 <= state.since <= 302
+    assert update(state, 0).alarm
+
+
+@pytest.mark.parametrize("x", [-0.1, 1.1, math.nan])
+def test_what_was_not_measured_is_not_an_event(x):
+    with pytest.raises(ValueError, match="leave out"):
+        update(watch(0.1, 100), x)
+
+
+def test_a_stream_goes_on_where_it_stopped():
+    values = [0, 0, 1, 1, 0, 1] * 10
+    whole = stream("ratings", watch(0.2, 1e5), values).evidence["state"]
+    first = stream("ratings", watch(0.2, 1e5), values[:25]).evidence["state"]
+    second = stream("ratings", EDetector.of(json.loads(json.dumps(first))), values[25:]).evidence["state"]
+    assert whole == second
+
+
+def test_uniform_p_values_make_e_values_of_mean_one_and_small_ones_alarm():
+    p = (np.arange(1, 200_001) - 0.5) / 200_000
+    assert np.mean(p**-0.5 / 2) == pytest.approx(1, abs=0.01)
+    state = watch_p(threshold(1, 30))
+    windows = 0
+    while not state.alarm:
+        state, windows = update_p(state, 0.003), windows + 1
+    assert windows == 3
+    with pytest.raises(ValueError, match="above 0"):
+        update_p(state, 0.0)
+
+
+# --- questions --------------------------------------------------------------------------------
+
+
+WORDS = [
+    "card",
+    "money",
+    "bank",
+    "transfer",
+    "account",
+    "payment",
+    "cash",
+    "refund",
+    "limit",
+    "fee",
+    "code",
+    "pin",
+    "app",
+]
+
+
+def asked(n, seed, topic=(), share=0.0, center=None):
+    """Questions of everyday words; a share of them about `topic`, near `center` in the embedding."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(n, 16))
+    texts = [" ".join(rng.choice(WORDS, 4)) + f" {rng.integers(1000)}" for _ in range(n)]
+    for i in range(int(share * n)):
+        vectors[i] = center + 0.3 * rng.normal(size=16)
+        texts[i] = " ".join([*rng.choice(list(topic), 2), *rng.choice(WORDS, 2)])
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), texts
+
+
+def test_a_new_topic_is_found_and_named_with_example_questions():
+    old, before = asked(400, 1)
+    new, now = asked(150, 2, ("mortgage", "tenant"), 0.25, np.full(16, 1.0))
+    signal = query_drift(old, new, before, now, permutations=199)
+    assert signal.alarm
+    assert any("mortgage" in topic["words"] for topic in signal.evidence["topics"])
+    assert any("tenant" in example or "mortgage" in example for example in signal.evidence["topics"][0]["examples"])
+    json.dumps(as_json(signal))
+
+
+def test_without_drift_few_windows_are_out_of_line():
+    alarms = 0
+    for seed in range(40):
+        (old, before), (new, now) = asked(150, 100 + seed), asked(50, 900 + seed)
+        alarms += query_drift(old, new, before, now, permutations=99, seed=seed).alarm
+    assert alarms <= 6
+
+
+def test_one_window_out_of_line_is_not_an_alarm_of_the_detector():
+    old, before = asked(300, 1)
+    new, now = asked(100, 2, ("mortgage", "tenant"), 0.4, np.full(16, 1.0))
+    state = watch_p(threshold(8, 30))
+    signal = query_drift(old, new, before, now, permutations=199, state=state)
+    assert signal.evidence["p"] <= 0.05
+    assert not signal.alarm
+    assert EDetector.of(signal.evidence["state"]).events == 1
+
+
+def test_one_chatty_user_is_not_drift():
+    rng = np.random.default_rng(0)
+    (old, before), (new, now) = asked(300, 1), asked(100, 2, ("mortgage",), 0.3, np.full(16, 1.0))
+    users = [f"u{i % 100}" for i in range(300)], ["chatty"] * 30 + [f"v{i}" for i in range(70)]
+    alone = query_drift(old, new, before, now, permutations=199)
+    grouped = query_drift(old, new, before, now, users=users, permutations=199)
+    assert alone.alarm
+    assert not grouped.alarm
+    labels = relabel(400, 300, users[0] + users[1], 20, rng)
+    assert all(len(set(row[300:330])) == 1 for row in labels)
+
+
+def test_repeated_questions_are_collapsed():
+    assert collapse(["Where is it?", "where  is it", "Other", "where is IT!"]) == [0, 2]
+
+
+def test_the_reference_is_its_own_leave_one_out_control():
+    vectors, texts = asked(200, 3)
+    tests = compare(vectors.astype(np.float32), texts, 140, permutations=99)
+    assert min(tests.mmd, tests.nearest, tests.vocabulary) > 0.01
+
+
+def test_words_the_reference_lacks_are_found_by_the_vocabulary_test():
+    vectors, texts = asked(200, 4)
+    texts = [" ".join(text.split()[:4]) for text in texts]
+    texts[160:] = [f"{text} zyzzyva" for text in texts[160:]]
+    assert compare(vectors.astype(np.float32), texts, 140, permutations=199).vocabulary <= 0.01
+
+
+def test_too_few_questions_are_refused():
+    vectors, texts = asked(40, 5)
+    with pytest.raises(ValueError, match="at least 20"):
+        query_drift(vectors[:30], vectors[30:], texts[:30], texts[30:])
+
+
+# --- the table --------------------------------------------------------------------------------
+
+
+def test_detectors_look_only_at_what_there_is():
+    assert detect(Watch()) == ()
+    signals = detect(
+        Watch(
+            stale={"changed": 2, "added": 0, "deleted": 1, "sections": 90},
+            streams={"ratings": [0, 0, 1]},
+            states={"ratings": watch(0.1, 1e5)},
+        )
+    )
+    assert [signal.name for signal in signals] == ["staleness", "ratings"]
+    assert set(DETECTORS) >= {"staleness", "ratings", "grounding", "abstention", "latency", "questions"}
+
+
+def test_every_signal_is_between_zero_and_one_and_plain_json():
+    old, new = asked(100, 1), asked(60, 2)
+    look = Watch(
+        stale={"changed": 200, "added": 0, "deleted": 0, "sections": 90},
+        streams={"latency": [1] * 40},
+        states={"latency": watch(0.1, 1e5), "questions": watch_p(1e4)},
+        reference=Questions(old[0], tuple(old[1]), ("",) * 100),
+        window=Questions(new[0], tuple(new[1]), ("",) * 60),
+    )
+    signals = detect(look)
+    assert len(signals) == 3
+    for signal in signals:
+        assert 0 <= signal.value <= 1
+        assert Signal.of(json.loads(json.dumps(as_json(signal)))) == signal

@@ -1,0 +1,59 @@
+"""Imports go down only, and each library is imported where DESIGN says."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ["settings", "data", "serving", "tasks", "flows"]
+ONLY_IN = {
+    "mlflow": ("tasks/registry.py",),
+    "lancedb": ("data/store.py",),
+    "deepeval": ("tasks/metrics/",),
+    "ragas": ("tasks/metrics/",),
+}
+NEVER_BELOW_TASKS = ("prefect", "mlflow")
+
+
+def modules() -> list[Path]:
+    return sorted(file for layer in LAYERS[1:] for file in (ROOT / layer).rglob("*.py") if "sample" not in file.parts)
+
+
+def imports(file: Path) -> set[str]:
+    """Top-level names of everything a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def violations(place: str, names: set[str]) -> list[str]:
+    layer = LAYERS.index(place.split("/")[0])
+    above = [name for name in names if name in LAYERS and LAYERS.index(name) > layer]
+    strayed = [name for name in names if name in ONLY_IN and not place.startswith(ONLY_IN[name])]
+    low = [name for name in names if name in NEVER_BELOW_TASKS and layer < LAYERS.index("tasks")]
+    return sorted({*above, *strayed, *low})
+
+
+@pytest.mark.parametrize("file", modules(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_module_imports_only_downwards(file):
+    assert violations(str(file.relative_to(ROOT)), imports(file)) == []
+
+
+def test_the_walk_sees_what_it_must_refuse():
+    assert violations("data/store.py", {"tasks"}) == ["tasks"]
+    assert violations("serving/app.py", {"prefect", "mlflow"}) == ["mlflow", "prefect"]
+    assert violations("tasks/gate.py", {"lancedb", "ragas"}) == ["lancedb", "ragas"]
+
+
+def test_flow_modules_start_without_the_heavy_libraries():
+    heavy = ["torch", "transformers", "lancedb", "openvino_genai", "ragas", "deepeval", "ray", "mlflow"]
+    code = f"import flows.lifecycle, flows.monitor, sys; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
