@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from uuid import uuid4
 
 from settings import settings
 
@@ -34,7 +35,11 @@ def lease(name: str, timeout_s: float = 120.0) -> Iterator[Callable[[], None]]:
                     raise TimeoutError(f"{name} is being written by {holder}; waited {timeout_s} s") from None
                 time.sleep(0.05)
         file.seek(0)
-        held = {"fence": json.loads(file.read() or '{"fence": 0}')["fence"] + 1, "pid": os.getpid()}
+        held = {
+            "fence": json.loads(file.read() or '{"fence": 0}')["fence"] + 1,
+            "pid": os.getpid(),
+            "token": uuid4().hex,
+        }
         file.seek(0)
         file.truncate()
         file.write(json.dumps(held))

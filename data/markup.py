@@ -17,7 +17,7 @@ _TAG = re.compile(
     r"|sub|summary|sup|table|tbody|td|th|thead|tr|u|video)(?:\s[^<>]*)?/?>",
     re.I,
 )
-_LEFT_OUT = ["nav", "footer", "script", "style", "noscript", "template", "svg", "iframe", "head"]
+_LEFT_OUT = ["nav", "footer", "script", "style", "noscript", "template", "svg", "iframe", "head", "title"]
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0(?![.\d])", re.I)
 
 
@@ -67,16 +67,18 @@ def _underline(line: str) -> int:
 
 def plain(line: str) -> str:
     """A line of Markdown without its marks; what stands between backticks stays as it is."""
-    parts = re.split(r"(`+)(.+?)\1", line)
-    for i in range(0, len(parts), 3):
-        part = re.sub(r"!?\[([^\[\]]*)\](?:\([^()\s]*(?:\s+\"[^\"]*\")?\)|\[[^\[\]]*\])", r"\1", parts[i])
-        part = re.sub(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1", r"\2", part)
-        part = re.sub(r"(?<![\w*])\*(?=[^\s*])([^*]+?)(?<=\S)\*(?![\w*])", r"\1", part)
-        parts[i] = unescape(_TAG.sub("", part))
-    joined = "".join(part for i, part in enumerate(parts) if i % 3 != 1)
-    # A link or emphasis around code leaves its marks in two parts, so they are looked for once more.
-    joined = re.sub(r"\[([^\[\]]*)\](?:\([^()\s]*\)|\[[^\[\]]+\])", r"\1", joined)
-    return re.sub(r"\*\*(?=\S)([^*]+?)(?<=\S)\*\*", r"\1", joined)
+    codes: list[str] = []
+
+    def keep(match: re.Match) -> str:
+        codes.append(match[2])
+        return f"\0{len(codes) - 1}\0"  # readers refuse text that has this character, so it stands for code alone
+
+    line = re.sub(r"(`+)(.+?)\1", keep, line)
+    line = re.sub(r"!?\[([^\[\]]*)\](?:\([^()\s]*(?:\s+\"[^\"]*\")?\)|\[[^\[\]]*\])", r"\1", line)
+    line = re.sub(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1", r"\2", line)
+    line = re.sub(r"(?<![\w*])\*(?=[^\s*])([^*]+?)(?<=\S)\*(?![\w*])", r"\1", line)
+    line = unescape(_TAG.sub("", line))
+    return re.sub(r"\0(\d+)\0", lambda match: codes[int(match[1])], line)
 
 
 def text(text: str) -> tuple[str, Blocks]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -194,6 +195,14 @@ class RequestLog:
             return asdict(waiting)
         found = self._rows(sa.select(requests).where(requests.c.response == response))
         return found[0] if found else None
+
+    def rows(self, ids: Sequence[int]) -> list[dict]:
+        """The rows with these `id`s that are still kept, oldest first."""
+        found = []
+        for first in range(0, len(ids), 500):  # SQLite takes about a thousand parameters in one statement
+            chosen = sa.select(requests).where(requests.c.id.in_(list(ids[first : first + 500])))
+            found += self._rows(chosen.order_by(requests.c.id))
+        return found
 
     def _rows(self, query) -> list[dict]:
         with self.engine.connect() as connection:

@@ -6,11 +6,12 @@ prepare -> index -> finetune -> evaluate -> gate -> warm -> smoke -> canary -> p
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
-from tasks.finetune import Training
 
 from data.ledger import Ledger
 from data.records import Decision, IndexVersion, Prompt, Release, Retrieval, Snapshot, Sources, as_json
@@ -18,6 +19,7 @@ from serving.engine.models import base_model
 from settings import settings
 from tasks import deploy, evaluate, finetune, index, prepare, registry, remedy, report
 from tasks.deploy import Canary
+from tasks.finetune import Training
 from tasks.gate import GateSettings
 from tasks.remedy import Brakes
 
@@ -29,16 +31,17 @@ NAMES = {
     "rolledback": "RolledBack",
 }
 
-# Every step is a box in the Prefect UI. What a step does is in the module of its name.
-prepare_snapshot = task(prepare.prepare, name="prepare")
-build_index = task(index.build_index, name="index")
-finetune_model = task(finetune.finetune, name="finetune")
-evaluate_release = task(evaluate.evaluate, name="evaluate")
-decide_gate = task(evaluate.decide, name="gate")
-warm = task(deploy.warm, name="warm")
-smoke = task(deploy.smoke, name="smoke")
-canary = task(deploy.canary, name="canary")
-mirror = task(registry.mirror, name="mirror", retries=2, retry_delay_seconds=5)
+# Every step is a box in the Prefect UI. What a step does is in the module of its name; each knows itself what is done.
+step = partial(task, cache_policy=NO_CACHE)
+prepare_snapshot = step(prepare.prepare, name="prepare")
+build_index = step(index.build_index, name="index")
+finetune_model = step(finetune.finetune, name="finetune")
+evaluate_release = step(evaluate.evaluate, name="evaluate")
+decide_gate = step(evaluate.decide, name="gate")
+warm = step(deploy.warm, name="warm")
+smoke = step(deploy.smoke, name="smoke")
+canary = step(deploy.canary, name="canary")
+mirror = step(registry.mirror, name="mirror", retries=2, retry_delay_seconds=5)
 
 
 def ledger() -> Ledger:
@@ -85,9 +88,9 @@ def release(candidate: Release, kind: str, snapshot: Snapshot, gates: GateSettin
     mirror(candidate.id, return_state=True)
     if not decision.accepted:
         return named(decision)
-    warm(book, candidate)
+    warm(candidate)
     questions = evaluate.smoke_questions(snapshot, candidate)
-    broken = smoke(book, candidate, questions[0]) or canary(book, candidate, questions, Canary())
+    broken = smoke(candidate, questions[0]) or canary(candidate, questions, Canary())
     if broken:
         remedy.emit("perennial.release.rolledback", name, {"release": candidate.id})
         return named(
@@ -153,8 +156,8 @@ def rollback(
         back = deploy.rollback_release(book, name, to or claim.body.get("to"), keep_index)
         snapshot = Snapshot.of(book.assistant(name)["snapshot"])
         book.add_release(back, "rollback", bad.id, as_json(snapshot))
-        warm(book, back)
-        if broken := smoke(book, back, evaluate.smoke_questions(snapshot, back)[0]):
+        warm(back)
+        if broken := smoke(back, evaluate.smoke_questions(snapshot, back)[0]):
             raise RuntimeError(f"cannot roll {name!r} back to {back.id}: {broken}; {bad.id} stays live")
         book.promote(name, back.id, seq, kind="rollback", reason=claim.cause)
         remedy.emit("perennial.release.rolledback", name, {"release": bad.id, "to": back.id})

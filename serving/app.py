@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -40,7 +40,7 @@ class FeedbackRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
     response_id: Annotated[str, Field(max_length=128)]
-    rating: Literal[1, -1] | None = None
+    rating: int | None = None
     edit: Annotated[str, Field(max_length=8000)] | None = None
     comment: Annotated[str, Field(max_length=4000)] | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
@@ -134,7 +134,7 @@ def create_app(
     @app.post("/v1/feedback")
     async def feedback(request: Request) -> dict:
         said: FeedbackRequest = guard.read(FeedbackRequest, await read_body(request))
-        if said.rating is None and not said.edit and not said.comment:
+        if said.rating not in (None, 1, -1) or not (said.rating or said.edit or said.comment):
             raise Refused(400, "Feedback needs a rating (1 or -1), an edit or a comment", param="rating")
         try:
             row = await asyncio.to_thread(requests.find, said.response_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import secrets
@@ -255,7 +256,16 @@ IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"
 CARD = re.compile(r"(?<![\w.])\d(?:[ -]?\d){12,18}(?![\w.]*\d)")
 IPV4 = re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w]|\.\d)")
 IPV6 = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{1,4}(?![\w:])")
-PHONE = re.compile(r"(?<![\w.])(?:(?:\+|00)\d[\d ()./-]{6,18}\d|\(?\d{3,4}\)?[ ./-]\d{3,4}[ ./-]\d{3,5})(?![\w]|\.\d)")
+PHONE = re.compile(
+    r"(?<![\w.])(?<!\d[ -])(?:(?:\+|00)\d[\d ()./-]{6,18}\d|\(?\d{3,4}\)?[ ./-]\d{3,4}[ ./-]\d{3,5})(?![ .-]?\d|\w)"
+)
+
+
+def _ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6 and any(sign.isdigit() for sign in text)
+    except ValueError:
+        return False
 
 
 def _iban(text: str) -> bool:
@@ -274,7 +284,7 @@ REDACTIONS: Sequence[tuple[str, re.Pattern, Any]] = (
     ("email", EMAIL, None),
     ("iban", IBAN, _iban),
     ("card", CARD, _luhn),
-    ("ip", IPV6, lambda text: "::" in text or text.count(":") == 7),
+    ("ip", IPV6, _ipv6),
     ("ip", IPV4, None),
     ("phone", PHONE, lambda text: sum(sign.isdigit() for sign in text) >= 9),
 )

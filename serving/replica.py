@@ -130,8 +130,6 @@ def deploy(model: Model, timeout_s: float = 180.0) -> None:
     Raises RuntimeError with Serve's message when it can not start (it is then deleted again), TimeoutError when it is
     not healthy in time.
     """
-    from ray import serve
-
     connect()
     name = app_name(model.sha256)
     if statuses().get(name) in STARTABLE:
@@ -139,9 +137,9 @@ def deploy(model: Model, timeout_s: float = 180.0) -> None:
     deadline = time.monotonic() + timeout_s
     while (status := statuses().get(name)) != "RUNNING":
         if status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            message = serve.status().applications[name].message
+            reason = message(name)
             delete(model.sha256)
-            raise RuntimeError(f"{name} ({model.uri}) could not be started: {message[-1500:]}")
+            raise RuntimeError(f"{name} ({model.uri}) could not be started: {reason}")
         if time.monotonic() > deadline:
             delete(model.sha256)
             raise TimeoutError(f"{name} ({model.uri}) was not ready after {timeout_s:.0f} s, last seen {status}")
@@ -170,3 +168,10 @@ def statuses() -> dict[str, str]:
     from ray import serve
 
     return {name: application.status.value for name, application in serve.status().applications.items()}
+
+
+def message(name: str) -> str:
+    """What Serve says about an application, the end of it."""
+    from ray import serve
+
+    return serve.status().applications[name].message[-1500:]

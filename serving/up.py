@@ -111,14 +111,12 @@ def start(watch: Watch) -> None:
         statuses = replica.statuses()
         waiting = watch.deploy_missing(statuses, time.monotonic())
         if statuses.get(endpoint.NAME) == "DEPLOY_FAILED":
-            raise RuntimeError(
-                f"the endpoint can not start: {serve.status().applications[endpoint.NAME].message[-1500:]}"
-            )
+            raise RuntimeError(f"the endpoint can not start: {replica.message(endpoint.NAME)}")
         waiting += [endpoint.NAME] if statuses.get(endpoint.NAME) != "RUNNING" else []
         failed = [name for name in waiting if statuses.get(name) == "DEPLOY_FAILED"]
         if not [name for name in waiting if name not in failed]:
             for name in failed:  # other assistants answer meanwhile
-                say(f"{name} can not start: {serve.status().applications[name].message[-500:]}")
+                say(f"{name} can not start: {replica.message(name)}")
             return
         if time.monotonic() > deadline:
             raise TimeoutError(f"{', '.join(waiting)} not ready after {START_S:.0f} s")
@@ -132,6 +130,9 @@ def ready_file() -> Path:
 
 def main() -> int:
     apply_environment()
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
     chosen = settings()
     if not chosen.loopback and not chosen.api_key:
         say(f"refusing to listen on {chosen.host} without a key; set PERENNIAL_API_KEY or listen on 127.0.0.1")
@@ -147,8 +148,8 @@ def main() -> int:
         ready_file().write_text(json.dumps({"endpoint": chosen.endpoint, "pid": os.getpid()}))
         say(f"answering on {chosen.endpoint}")
         return keep(watch)
-    except (PortTaken, TimeoutError, RuntimeError) as error:
-        say(str(error))
+    except (RuntimeError, OSError, RayError, RayServeException) as error:
+        say(f"{type(error).__name__}: {error}")
         return 1
     finally:
         ready_file().unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ import numpy as np
 from data.records import Chunk, Example, Record
 
 END = "<|im_end|>"
+Search = Callable[[Sequence[str]], list[Sequence[Chunk]]]
+"""Questions -> for each the passages served for it, best first; eight are asked at a time, to be embedded together."""
 
 
 @dataclass(frozen=True)
@@ -102,19 +104,21 @@ def source_chunk(example: Example, chunks: Sequence[Chunk]) -> Chunk | None:
 
 
 def bind(
-    examples: Sequence[Example], chunks: Sequence[Chunk], search: Callable[[str], Sequence[Chunk]]
+    examples: Sequence[Example], chunks: Sequence[Chunk], search: Search
 ) -> tuple[dict[Example, Chunk | None], int]:
     """Each usable example with its source chunk (None: unanswerable), and how many have answers no chunk explains."""
     by_document = defaultdict(list)
     for chunk in chunks:
         by_document[chunk.document].append(chunk)
+    loose = [example.question for example in examples if example.answers and not example.document]
+    found = dict(zip(loose, search(loose), strict=True))
     bound: dict[Example, Chunk | None] = {}
     lost = 0
     for example in examples:
         if not example.answers:
             bound[example] = None
             continue
-        near = by_document[example.document] if example.document else search(example.question)
+        near = by_document[example.document] if example.document else found[example.question]
         if (source := source_chunk(example, near)) is None:
             lost += 1
         else:
@@ -124,7 +128,7 @@ def bind(
 
 def contexts(
     bound: dict[Example, Chunk | None],
-    search: Callable[[str], Sequence[Chunk]],
+    search: Search,
     top_k: int,
     mixture: Mixture,
     passes: int,
@@ -142,15 +146,16 @@ def contexts(
             by_chunk[chunk.id].append(example)
             by_document[chunk.document].append(example)
     rng = random.Random(seed)
-    found: dict[str, list[Chunk]] = {}
+    found: dict[str, Sequence[Chunk]] = {}
     for _ in range(passes):
         waiting = dict.fromkeys(rng.sample(list(bound), len(bound)))  # an ordered set
         while waiting:
             first = next(iter(waiting))
             waiting.pop(first)
             if first.question not in found:
-                found[first.question] = list(search(first.question))[:top_k]
-            shown = _shown(found[first.question], bound[first], top_k, mixture, rng)
+                asked = [first.question, *islice((e.question for e in waiting if e.question not in found), 7)]
+                found |= zip(asked, search(asked), strict=True)
+            shown = _shown(found[first.question][:top_k], bound[first], top_k, mixture, rng)
             if not shown:
                 continue
             there = [example for chunk in shown for example in by_chunk[chunk.id] if example != first]
@@ -167,13 +172,15 @@ def contexts(
             yield Context(tuple(shown), tuple(answered), tuple(unanswered))
 
 
-def _shown(hits: list[Chunk], source: Chunk | None, top_k: int, mixture: Mixture, rng) -> list[Chunk]:
+def _shown(hits: Sequence[Chunk], source: Chunk | None, top_k: int, mixture: Mixture, rng) -> list[Chunk]:
     shown = list(hits)
     if source and source not in shown:
         shown = shown[: top_k - 1]
         shown.insert(rng.randint(0, len(shown)), source)
     if top_k > 1 and rng.random() < mixture.narrow:
-        kept = set(rng.sample([chunk.id for chunk in shown], min(rng.randint(1, top_k - 1), len(shown))))
+        others = [chunk.id for chunk in shown if chunk != source]
+        room = rng.randint(1, top_k - 1) - bool(source)
+        kept = set(rng.sample(others, min(room, len(others))))
         shown = [chunk for chunk in shown if chunk.id in kept or chunk == source]
     return shown
 
@@ -192,7 +199,7 @@ def rows(
     mixture: Mixture,
     tokens: int,
 ) -> Rows:
-    """Rows of the planned contexts, until they hold `tokens` tokens. `build(question, chunks)` is the prompt as served."""
+    """Rows of the planned contexts, until they hold `tokens` tokens. `build` makes the prompt, as served."""
     parts: list[tuple[list[int], list[int], list[int], list[int]]] = []
     total = 0
     for context in planned:

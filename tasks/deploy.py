@@ -80,13 +80,14 @@ def ask(assistant: str, question: str, release: str | None = None, source: str =
     return Asked(served, text, len(answer["citations"]), seconds, problem)
 
 
-def warm(ledger: Ledger, release: Release) -> None:
+def warm(release: Release) -> None:
     """Start the release's artifact beside the live ones and wait until it generates; retire what is no longer needed.
 
     Every live artifact stays, and besides those the candidate and the artifact that was live before.
     """
     from serving import replica
 
+    ledger = Ledger(settings().ledger)
     connect()
     replica.deploy(release.model)
     keep = {release.model.sha256[:12]}
@@ -100,7 +101,7 @@ def warm(ledger: Ledger, release: Release) -> None:
         replica.delete(sha)
 
 
-def smoke(ledger: Ledger, release: Release, question: str, patience_s: float = 60) -> str:
+def smoke(release: Release, question: str, patience_s: float = 60) -> str:
     """Ask the candidate one question through the endpoint until it answers as itself; the problem, or ''."""
     deadline = time.monotonic() + patience_s
     while True:
@@ -108,7 +109,7 @@ def smoke(ledger: Ledger, release: Release, question: str, patience_s: float = 6
         if not asked.problem or time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    verdict = "silent" if asked.problem else "answered"
+    verdict, ledger = "silent" if asked.problem else "answered", Ledger(settings().ledger)
     body = {"question": question, "answer": asked.text, "seconds": asked.seconds}
     ledger.decide(
         release.assistant, "smoke", release.id, verdict, asked.problem or "the release answered as itself", body
@@ -116,35 +117,45 @@ def smoke(ledger: Ledger, release: Release, question: str, patience_s: float = 6
     return asked.problem
 
 
-def canary(ledger: Ledger, release: Release, questions: Sequence[str], settings_: Canary, recent_per_s: float) -> str:
+def canary(release: Release, questions: Sequence[str], chosen: Canary = Canary()) -> str:
     """Watch the candidate answer `requests` questions; the broken hard constraint, or ''.
 
-    With enough live traffic a share of it is sent to the candidate; otherwise `questions` are replayed at once, through
-    the endpoint, beside the live release.
+    If the last minute's traffic would bring enough to the candidate's share within `wait_s`, that share is sent to it;
+    otherwise `questions` are replayed at once through the endpoint.
     """
-    name = release.assistant
+    name, ledger = release.assistant, Ledger(settings().ledger)
     live = ledger.live()[name].live
-    mode = "traffic" if live and recent_per_s * settings_.share * settings_.wait_s >= settings_.requests else "replay"
-    replayed = [questions[n % len(questions)] for n in range(settings_.requests)]
+    enough = requests_per_s(name) * chosen.share * chosen.wait_s >= chosen.requests
+    mode = "traffic" if live and enough else "replay"
+    replayed = [questions[n % len(questions)] for n in range(chosen.requests)]
     if mode == "traffic":
-        asked = _watch_traffic(ledger, release, settings_)
-        if len(asked) < settings_.requests:  # traffic stopped: the rest is replayed
+        asked = _watch_traffic(ledger, release, chosen)
+        if len(asked) < chosen.requests:  # traffic stopped: the rest is replayed
             mode = "traffic and replay"
-            asked += _replay(name, replayed[len(asked) :], release.id, settings_.clients)
+            asked += _replay(name, replayed[len(asked) :], release.id, chosen.clients)
     else:
-        asked = _replay(name, replayed, release.id, settings_.clients)
+        asked = _replay(name, replayed, release.id, chosen.clients)
     broken = next((a.problem for a in asked if a.problem), "")
     ratio = None
     if not broken and live and live.model.sha256 != release.model.sha256:
-        some = replayed[: settings_.champion_requests]
+        some = replayed[: chosen.champion_requests]
         ratio = _latency_ratio(name, some, release.id, live.id)
-        if ratio > settings_.max_latency_ratio:
-            broken = f"{ratio:.1f} times as slow as the live release (at most {settings_.max_latency_ratio})"
+        if ratio > chosen.max_latency_ratio:
+            broken = f"{ratio:.1f} times as slow as the live release (at most {chosen.max_latency_ratio})"
     body = {"canary": mode, "requests": len(asked), "latency_ratio": ratio}
     reason = broken or f"{len(asked)} answers without a broken constraint ({mode})"
     ledger.decide(name, "canary", release.id, "broken" if broken else "held", reason, body)
     ledger.set_canary(name, None)
     return broken
+
+
+def requests_per_s(name: str) -> float:
+    """Users' requests a second over the last minute."""
+    from data.requests import RequestLog
+
+    log = RequestLog(settings().requests)
+    recent = log.window(name, max(0, log.last_id(name) - 5000), 5000)
+    return sum(row["source"] == "user" and row["at"] > time.time() - 60 for row in recent) / 60
 
 
 def _replay(name: str, questions: Sequence[str], release: str, clients: int) -> list[Asked]:

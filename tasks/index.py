@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data import chunking, formats
-from data.records import ChunkSettings, IndexVersion, Record, Snapshot, Sources
+from data.records import ChunkSettings, IndexVersion, Record, Snapshot, Sources, digest
 from tasks.prepare import documents
 
 # More new chunks than this are embedded on Ray, where the work is seen and a lost worker is replaced.
@@ -16,11 +16,15 @@ MOST_IN_PROCESS = 2000
 
 @dataclass(frozen=True)
 class Staleness(Record):
-    """Places (document, heading) whose text differs from the indexed one, that are new, and that are gone."""
+    """Places (document, heading) whose text differs from the indexed one, that are new, and that are gone.
+
+    `fingerprint` is the hash of all section hashes in the sources: the same exactly while nothing is edited again.
+    """
 
     changed: tuple[tuple[str, str], ...] = field(default=())
     added: tuple[tuple[str, str], ...] = field(default=())
     deleted: tuple[tuple[str, str], ...] = field(default=())
+    fingerprint: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.changed or self.added or self.deleted)
@@ -71,6 +75,7 @@ def stale_sections(sources: Sources, index: IndexVersion) -> Staleness:
         changed=tuple(sorted(place for place in now.keys() & before.keys() if now[place] != before[place])),
         added=tuple(sorted(now.keys() - before.keys())),
         deleted=tuple(sorted(before.keys() - now.keys())),
+        fingerprint=digest(sorted(now.items())),
     )
 
 

@@ -65,7 +65,9 @@ def compare(
         raise ValueError(f"{reference} reference and {n - reference} window questions; collect at least 20 of each")
     labels = relabel(n, reference, users, permutations, np.random.default_rng(seed))
     similarity = embeddings @ embeddings.T
-    return Tests(*(_p(f) for f in (_mmd(similarity, labels), _nearest(similarity, labels), _vocabulary(texts, labels))))
+    return Tests(
+        *(_p(f) for f in (discrepancy(similarity, labels), nearest(similarity, labels), unseen_words(texts, labels)))
+    )
 
 
 def relabel(n: int, reference: int, users: Sequence[str] | None, permutations: int, rng) -> np.ndarray:
@@ -95,7 +97,7 @@ def _p(statistic: np.ndarray) -> float:
     return float(np.mean(statistic >= statistic[0] - tolerance))
 
 
-def _mmd(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def discrepancy(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Unbiased squared maximum mean discrepancy (Gretton et al. 2012), Gaussian kernel, median bandwidth."""
     distance = np.maximum(0.0, 2 - 2 * similarity)
     scale = np.median(distance[np.triu_indices(len(distance), 1)]) or 1.0
@@ -110,7 +112,7 @@ def _mmd(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return inside / (m * (m - 1)) + outside / (n * (n - 1)) - 2 * across / (m * n)
 
 
-def _nearest(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def nearest(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Mann-Whitney: mean rank of the window's distance to its nearest reference question; leave-one-out."""
     alone = similarity.copy()
     np.fill_diagonal(alone, -np.inf)
@@ -128,7 +130,7 @@ def _nearest(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return result
 
 
-def _vocabulary(texts: Sequence[str], labels: np.ndarray) -> np.ndarray:
+def unseen_words(texts: Sequence[str], labels: np.ndarray) -> np.ndarray:
     """Fisher: excess share of window questions with a word that no (other) reference question has."""
     bags = [set(words(text)) for text in texts]
     count = Counter(word for bag in bags for word in bag)

@@ -91,6 +91,7 @@ def test_no_retraining_after_a_release_or_on_one_bad_window():
     assert diagnose(replace(ready, worse_windows=1)).kind == "alert"
     assert diagnose(replace(ready, change_covers_deploy=True)).kind == "alert"
     assert diagnose(replace(ready, seconds_since_promotion=HOUR)).kind == "alert"
+    assert diagnose(replace(ready, retrieval_term_down=True)).kind == "alert"
     assert diagnose(replace(ready, seconds_since_promotion=48 * HOUR)).kind == "retrain"
 
 

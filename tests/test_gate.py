@@ -110,6 +110,14 @@ def test_fewer_missing_scores_count_against_the_candidate_in_either_arm():
         assert interval.mean == pytest.approx(base.mean - 1 / 200)
 
 
+def test_an_interval_with_too_much_missing_holds_by_itself():
+    candidate, champion = arms(n=200, gains=60)
+    where = [str(i) for i in range(200)]
+    assert paired_interval("correct", candidate, champion, where, 0.05, binary=True).verdict == "promote"
+    candidate[:5] = math.nan
+    assert paired_interval("correct", candidate, champion, where, 0.05, binary=True).verdict == "hold"
+
+
 def test_a_question_only_one_arm_has_is_missing_in_the_other():
     candidate, champion = arms(n=200)
     decision = decide(scores(candidate[:150]), scores(champion), OK)

@@ -5,27 +5,13 @@ import threading
 import pytest
 
 from data.ledger import Ledger, NotAccepted, PointerMoved, migrate
-from data.records import IndexVersion, Model, Release, Sources
-
-
-def release(assistant: str = "wiki", model: str = "a") -> Release:
-    index = IndexVersion(assistant, "uri", "t", 1, "sum", "emb", "chu", 3, 3, "snap")
-    return Release(assistant, Model(model * 64, "m.gguf", "openvino", "b" * 64), index)
+from data.records import Sources
+from tests.ledgers import accept, new_ledger, release
 
 
 @pytest.fixture
 def ledger(tmp_path):
-    url = f"sqlite:///{tmp_path}/ledger.db"
-    migrate(url)
-    made = Ledger(url)
-    made.register(Sources("wiki", "docs"), {})
-    return made
-
-
-def accept(ledger: Ledger, candidate: Release) -> None:
-    ledger.add_release(candidate, "tuned", None, {})
-    for kind, verdict in (("gate", "promote"), ("smoke", "answered"), ("canary", "held")):
-        ledger.decide("wiki", kind, candidate.id, verdict, "", {})
+    return new_ledger(tmp_path, "wiki")
 
 
 def test_a_release_with_gate_smoke_and_canary_goes_live_once(ledger):

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -119,7 +121,9 @@ def test_an_answer_that_no_passage_holds_is_not_cited():
 
 
 def test_an_abstention_is_recognised_and_cites_nothing():
-    answer = rag.finish("q", written(" the documents do not say. [1]"), (hit("a", "The documents do not say."),), Prompt())
+    answer = rag.finish(
+        "q", written(" the documents do not say. [1]"), (hit("a", "The documents do not say."),), Prompt()
+    )
     assert answer.abstained and answer.citations == () and rag.content(answer) == "the documents do not say."
 
 
@@ -131,7 +135,7 @@ def test_the_content_is_the_text_and_our_marks_not_the_models():
 def test_what_is_streamed_is_always_a_beginning_of_the_final_text():
     text = "  [1] Opens [2] at [9am sharp [12], or [13"
     shown = [rag.clean(text[:end], final=False) for end in range(len(text))] + [rag.clean(text)]
-    assert all(later.startswith(earlier) for earlier, later in zip(shown, shown[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(shown))
     assert shown[-1] == "Opens at [9am sharp, or [13"
 
 

@@ -26,7 +26,7 @@ BLOCK = 32  # weights that share one scale in Q8_0
 
 
 def gguf_name(name: str) -> str:
-    """`model.layers.3.mlp.up_proj.weight` -> `blk.3.ffn_up.weight`. Raises KeyError for a tensor Llama does not have."""
+    """`model.layers.3.mlp.up_proj.weight` -> `blk.3.ffn_up.weight`; KeyError for a tensor Llama does not have."""
     module = name.removesuffix(".weight")
     if module in OUTSIDE:
         return f"{OUTSIDE[module]}.weight"

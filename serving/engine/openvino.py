@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from data.records import Decoding, Generation, Model
 from serving.engine import Piece, settled
@@ -36,6 +37,9 @@ class _Request:
     first: float = 0.0
     last: float = 0.0
 
+    def has_more_than(self, seen: int) -> bool:
+        return len(self.ids) > seen or bool(self.reason or self.error)
+
 
 class OpenVINOEngine:
     """See serving.engine.Engine. `threads`: cores to compute on, by default OMP_NUM_THREADS or all of this process."""
@@ -50,7 +54,8 @@ class OpenVINOEngine:
         scheduler.enable_prefix_caching = True
         scheduler.max_num_batched_tokens = STEP_TOKENS
         scheduler.max_num_seqs = SEQUENCES
-        properties = {"INFERENCE_NUM_THREADS": threads}
+        # Same speed as the default bf16 on AVX512 (the products are 8-bit either way), and nearer the reference
+        properties = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
         self._pipeline = genai.ContinuousBatchingPipeline(model.uri, scheduler, "CPU", properties)
         self._genai, self._tokenizer = genai, self._pipeline.get_tokenizer()
         self._end = self._pipeline.get_config().eos_token_id
@@ -72,7 +77,7 @@ class OpenVINOEngine:
         try:
             while True:
                 with request.changed:
-                    request.changed.wait_for(lambda: len(request.ids) > seen or request.reason or request.error)
+                    request.changed.wait_for(partial(request.has_more_than, seen))
                     ids, reason, error = list(request.ids), request.reason, request.error
                 if error:
                     raise RuntimeError(error)

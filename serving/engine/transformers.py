@@ -104,7 +104,7 @@ class TransformersEngine:
         put(None)
 
     def _generate(self, prompts: list[str], decoding: Decoding, step, cancelled=None) -> list[list[int]]:
-        """Completion ids per prompt, up to and including the end token. `step` gets the new ids [batch] of each step."""
+        """Completion ids per prompt, the end token included. `step` gets the new ids [batch] of each step."""
         import torch
         from transformers import StoppingCriteria
 

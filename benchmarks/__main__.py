@@ -1,0 +1,32 @@
+"""`python -m benchmarks` lists every figure by id; `python -m benchmarks ID` measures one, ending with a JSON line."""
+
+import importlib
+import json
+import sys
+import time
+
+FIGURES = {
+    "fresh-run": "benchmarks.fresh_run",
+    "wiki-gain": "benchmarks.wiki_gain",
+    "heal-edit": "benchmarks.heal_edit",
+    "serve-while-training": "benchmarks.serve_while_training",
+}
+
+
+def main() -> None:
+    if len(sys.argv) == 1:
+        for name, module in FIGURES.items():
+            figure = importlib.import_module(module)
+            print(f"{name:22} {figure.AIM:60} {figure.__doc__.splitlines()[0]}")
+        return
+    name = sys.argv[1]
+    if name not in FIGURES:
+        sys.exit(f"there is no figure {name!r}; there are {', '.join(FIGURES)}")
+    figure, start = importlib.import_module(FIGURES[name]), time.monotonic()
+    measured = figure.measure()
+    line = {"figure": name, "aim": figure.AIM, "met": figure.met(measured["value"])} | measured
+    print(json.dumps(line | {"seconds": round(time.monotonic() - start, 1)}))
+
+
+if __name__ == "__main__":
+    main()

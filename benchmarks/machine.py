@@ -1,0 +1,113 @@
+"""A machine of its own for a benchmark: a temporary home on free ports, started and stopped by `flows.stack`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "data" / "sample"
+PORTS = ("ENDPOINT_PORT", "PREFECT_PORT", "MLFLOW_PORT", "DASHBOARD_PORT", "RAY_PORT")
+
+
+def free_ports() -> dict[str, str]:
+    """Environment that gives every process a free port; Ray takes two more after its own."""
+    found: list[int] = []
+    while len(found) < len(PORTS):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port < 65000 and all(abs(port - other) > 4 for other in found):
+            found.append(port)
+    return {f"PERENNIAL_{name}": str(port) for name, port in zip(PORTS, found, strict=True)}
+
+
+def run(*words: str, timeout: float = 3000) -> str:
+    """Standard output of a Python module of the project; its log goes to this process's standard error."""
+    command = [sys.executable, "-m", *words]
+    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=timeout).stdout
+
+
+@contextmanager
+def machine() -> Iterator[Path]:
+    """Everything up in a temporary home, with the models already fetched for this checkout; stopped at the end."""
+    home = Path(tempfile.mkdtemp(prefix="pb", dir="/tmp"))
+    os.environ.update(free_ports() | {"PERENNIAL_HOME": str(home)})
+    kept = ROOT / ".perennial" / "models"
+    (home / "models").mkdir()
+    for folder in kept.iterdir() if kept.exists() else ():
+        if folder.name != "tuned":
+            (home / "models" / folder.name).symlink_to(folder)
+    try:
+        print(run("flows.stack", "start"), file=sys.stderr)
+        from settings import apply_environment
+
+        apply_environment()
+        yield home
+    finally:
+        run("flows.stack", "stop")
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def lifecycle(*words: str) -> dict:
+    """The JSON result of the lifecycle command."""
+    return json.loads(run("flows.lifecycle", *words, "--json").splitlines()[-1])
+
+
+def handbook(documents: Path, minutes: str = "4") -> dict:
+    """The sample handbook through the loop, its documents copied to `documents` so that they can be edited."""
+    shutil.copytree(SAMPLE / "documents", documents)
+    return lifecycle(
+        "--assistant", "handbook", "--documents", str(documents), "--examples", str(SAMPLE / "examples.jsonl"),
+        "--golden", str(SAMPLE / "golden.jsonl"), "--train-minutes", minutes, "--margin", "0.10",
+    )  # fmt: skip
+
+
+def ask(question: str, assistant: str = "handbook") -> dict:
+    """The endpoint's whole reply to one question."""
+    url = f"http://127.0.0.1:{os.environ['PERENNIAL_ENDPOINT_PORT']}/v1/chat/completions"
+    body = {"model": assistant, "messages": [{"role": "user", "content": question}]}
+    return httpx.post(url, json=body, timeout=120).raise_for_status().json()
+
+
+def content(reply: dict) -> str:
+    return reply["choices"][0]["message"]["content"]
+
+
+def data(name: str) -> str:
+    """A file of real data from the folder PERENNIAL_DATA; without it, where the file comes from."""
+    sources = {
+        "squadshifts_new_wiki.json.gz": "SQuADShifts (Miller et al. 2020), github.com/modestyachts/squadshifts-website",
+    }
+    folder = os.environ.get("PERENNIAL_DATA")
+    path = Path(folder or ".") / name
+    if not folder or not path.exists():
+        sys.exit(f"{name} is needed: set PERENNIAL_DATA to the folder that holds it (source: {sources[name]})")
+    return str(path.resolve())
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value below which `share` of the values lie (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def wait_until(check, patience_s: float, every_s: float = 0.5) -> float:
+    """Seconds until `check()` is true; TimeoutError after `patience_s`."""
+    start = time.monotonic()
+    while not check():
+        if time.monotonic() - start > patience_s:
+            raise TimeoutError(f"not so within {patience_s:.0f} s: {check.__doc__ or check.__name__}")
+        time.sleep(every_s)
+    return time.monotonic() - start

@@ -1,0 +1,233 @@
+"""Files into documents, questions and quarantine."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data import formats
+from data.formats import READERS, clean, files, read, read_examples
+
+SQUAD = {
+    "data": [
+        {
+            "title": "Oxygen",
+            "paragraphs": [
+                {
+                    "context": "Oxygen is a gas.",
+                    "qas": [{"question": "What is it?", "answers": [{"text": "a gas"}] * 2}],
+                },
+                {"context": "It was found in 1774.", "qas": [{"question": "Who sold it?", "answers": []}]},
+            ],
+        }
+    ]
+}
+
+
+def put(folder, **contents):
+    for name, content in contents.items():
+        path = folder / name.replace("__", "/").replace("_DOT_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(folder)
+
+
+def reason(found):
+    (row,) = found.quarantined
+    return row.reason
+
+
+def outline(found):
+    (document,) = found.documents
+    return document.title, [(section.heading, section.text) for section in document.sections]
+
+
+def test_markdown_html_and_text_of_the_same_page_give_the_same_title_and_sections(tmp_path):
+    markdown = "# Trash\n\nIntro.\n\n## How **long**\n\nFiles stay [30 days](x.md).\n\n- one\n- two\n"
+    html = (
+        "<head><title>other</title></head><body><nav>Menu</nav><h1>Trash</h1><p>Intro.</p><h2>How <b>long</b></h2>"
+        "<p>Files stay <a href=x>30 days</a>.</p><ul><li>one</li><li>two</li></ul><footer>foot</footer></body>"
+    )
+    text = "Trash\n=====\n\nIntro.\n\nHow long\n--------\n\nFiles stay 30 days.\n\n- one\n- two\n"
+    found = [read(put(tmp_path / kind, **{f"a_DOT_{kind}": page})) for kind, page in
+             (("md", markdown), ("html", html), ("txt", text))]  # fmt: skip
+    for kind in found:
+        title, sections = outline(kind)
+        assert title == "Trash"
+        assert [(heading, body.split()) for heading, body in sections] == [
+            ("", ["Intro."]),
+            ("How long", ["Files", "stay", "30", "days.", "-", "one", "-", "two"]),
+        ]
+
+
+def test_headings_below_the_second_level_carry_their_path_and_repeated_ones_are_numbered(tmp_path):
+    page = "# T\n## A\n### Example\none\n## B\n### Example\ntwo\n## C\nx\n## C\ny\n"
+    _, sections = outline(read(put(tmp_path, a_DOT_md=page)))
+    assert [heading for heading, _ in sections] == ["A > Example", "B > Example", "C", "C (2)"]
+
+
+def test_a_hash_inside_a_fence_is_no_heading_and_code_keeps_its_marks(tmp_path):
+    page = "# T\n## A\n```python\n# not a heading\nx = **y**\n```\nafter `a**b**` text\n"
+    _, sections = outline(read(put(tmp_path, a_DOT_md=page)))
+    assert sections == [("A", "# not a heading\nx = **y**\nafter a**b** text")]
+
+
+def test_tables_become_rows_in_markdown_and_html(tmp_path):
+    page = put(tmp_path / "m", a_DOT_md="# T\n| Plan | Price |\n|---|:--:|\n| Solo | 6 |\n")
+    table = "<h1>T</h1><table><tr><th>Plan</th><th>Price</th></tr><tr><td>Solo</td><td>6</td></tr></table>"
+    assert outline(read(page)) == outline(read(put(tmp_path / "h", a_DOT_html=table)))
+    assert outline(read(page)) == ("T", [("", "Plan | Price\nSolo | 6")])
+
+
+def test_text_in_angle_brackets_that_is_no_tag_stays(tmp_path):
+    _, sections = outline(read(put(tmp_path, a_DOT_md="# T\nPress <Enter> at <https://a.example>.<br>Done\n")))
+    assert sections == [("", "Press <Enter> at <https://a.example>.Done")]
+
+
+def test_html_that_a_person_cannot_see_is_left_out(tmp_path):
+    page = "<h1>T</h1><p>seen</p><p hidden>a</p><div style='display: none'>b</div><script>c</script><!-- d -->"
+    assert outline(read(put(tmp_path, a_DOT_html=page))) == ("T", [("", "seen")])
+
+
+def test_text_after_a_nested_block_is_a_line_of_its_own(tmp_path):
+    page = "<h1>T</h1><div>one<p>two</p>three<pre>  x\n  y</pre>four</div>"
+    assert outline(read(put(tmp_path, a_DOT_html=page)))[1][0][1].split("\n") == [
+        "one",
+        "two",
+        "three",
+        "x",
+        "y",
+        "four",
+    ]
+
+
+def test_invisible_characters_never_reach_a_document(tmp_path):
+    _, sections = outline(
+        read(put(tmp_path, a_DOT_txt="zero\u200bwidth \U000e0041tag\u202e bell\x07  two  blanks \r\nx"))
+    )
+    assert sections == [("", "zerowidth tag bell two blanks\nx")]
+    assert clean("\ud800a") == "a"
+
+
+def test_rows_that_share_an_id_form_one_document_in_jsonl_csv_and_parquet(tmp_path):
+    rows = [
+        {"id": "e", "title": "Errors", "section": "First", "text": "QB-1 means one."},
+        {"id": "e", "title": "Errors", "section": "Second", "text": "QB-2 means two."},
+    ]
+    put(tmp_path / "j", r_DOT_jsonl="\n".join(map(json.dumps, rows)))
+    put(tmp_path / "c", r_DOT_csv="id,title,section,text\n" + "\n".join(",".join(row.values()) for row in rows))
+    (tmp_path / "p").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p" / "r.parquet")
+    for folder, suffix in (("j", "jsonl"), ("c", "csv"), ("p", "parquet")):
+        (document,) = read(str(tmp_path / folder)).documents
+        assert document.id == f"r.{suffix}#e"
+        assert [(s.heading, s.text) for s in document.sections] == [(r["section"], r["text"]) for r in rows]
+
+
+def test_squad_gives_a_section_per_paragraph_and_examples_bound_to_it(tmp_path):
+    put(tmp_path, s_DOT_json_DOT_gz=gzip.compress(json.dumps(SQUAD).encode()))
+    found = read(str(tmp_path))
+    assert [s.heading for s in found.documents[0].sections] == ["Paragraph 1", "Paragraph 2"]
+    first, second = found.examples
+    assert (first.document, first.section, first.answers) == ("Oxygen", "Paragraph 1", ("a gas",))
+    assert second.answers == ()
+
+
+def test_a_bad_line_is_quarantined_with_its_place_and_the_others_are_read(tmp_path):
+    lines = ['{"text": "good"}', "{broken", "[1]", '{"title": "no text"}', '{"question": 7}', '{"text": "also good"}']
+    found = read(put(tmp_path, a_DOT_jsonl="\n".join(lines)))
+    assert len(found.documents) == 2
+    assert [row.place for row in found.quarantined] == ["line 2", "line 3", "line 4", "line 5"]
+
+
+def test_examples_are_read_from_jsonl_and_csv(tmp_path):
+    put(tmp_path, a_DOT_jsonl='{"question": "Q1?", "answers": ["x", "x", "y"], "document": "d.md", "section": "S"}')
+    put(tmp_path, b_DOT_csv='question,answers\nQ2?,plain\nQ3?,"[""a"", ""b""]"\n')
+    examples, refused = read_examples(str(tmp_path))
+    assert [(e.question, e.answers) for e in examples] == [
+        ("Q1?", ("x", "y")),
+        ("Q2?", ("plain",)),
+        ("Q3?", ("a", "b")),
+    ]
+    assert (examples[0].document, examples[0].section, refused) == ("d.md", "S", [])
+
+
+BOMB = gzip.compress(b"a" * (formats.MOST_BYTES + 1), 1)
+BAD = {
+    "empty_DOT_md": (b"", "empty"),
+    "blank_DOT_txt": (b" \n ", "empty"),
+    "only-headings_DOT_md": (b"# A\n## B\n", "no text"),
+    "latin1_DOT_txt": ("caf\u00e9 and more".encode("latin-1"), "not UTF-8 at byte 3"),
+    "binary_DOT_txt": (b"a\0b", "binary"),
+    "broken_DOT_json": (b'{"data": [', "not JSON"),
+    "other_DOT_json": (b'{"a": 1}', "SQuAD"),
+    "deep_DOT_json": (b"[" * 200_000, "nested too deeply"),
+    "cut_DOT_json_DOT_gz": (gzip.compress(b'{"data": []}' * 50)[:-9], "truncated"),
+    "notgzip_DOT_txt_DOT_gz": (b"plain", "cannot be read"),
+    "bomb_DOT_txt_DOT_gz": (BOMB, "unpacks to more"),
+    "broken_DOT_parquet": (b"PAR1 nothing PAR1", "not Parquet"),
+    "nocolumn_DOT_csv": (b"a,b\n1,2\n", "no column"),
+    "slides_DOT_pptx": (b"PK", "no reader for '.pptx'"),
+    "locked_DOT_pdf": (b"%PDF-1.7 /Encrypt", "no reader for '.pdf'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_an_unreadable_file_is_quarantined_with_its_reason_and_the_rest_goes_on(tmp_path, name):
+    content, expected = BAD[name]
+    put(tmp_path, good_DOT_md="# Good\ntext", **{name: content})
+    found = read(str(tmp_path))
+    assert [document.id for document in found.documents] == ["good.md"]
+    assert expected in reason(found)
+    assert found.quarantined[0].file == name.replace("_DOT_", ".")
+
+
+def test_deeply_nested_html_is_read(tmp_path):
+    found = read(put(tmp_path, a_DOT_html="<div>" * 3000 + "<p>inside</p>" + "</div>" * 3000))
+    assert outline(found)[1] == [("", "inside")] or "nested" in reason(found)
+
+
+def test_hidden_files_and_folders_are_skipped_without_a_word(tmp_path):
+    found = read(put(tmp_path, a_DOT_md="# A\ntext", _DOT_hidden_DOT_md="# H\nx", _DOT_git__b_DOT_md="# B\nx"))
+    assert ([document.id for document in found.documents], found.quarantined) == (["a.md"], [])
+
+
+def test_nothing_at_the_path_is_an_error_because_it_is_no_deletion(tmp_path):
+    for path in (tmp_path / "missing", tmp_path, tmp_path / "*.md"):
+        with pytest.raises(FileNotFoundError, match="no files at"):
+            read(str(path))
+
+
+def test_a_glob_names_documents_below_its_fixed_part(tmp_path):
+    put(tmp_path, a__x_DOT_md="# X\nx", a__y_DOT_txt="y", b__z_DOT_md="# Z\nz")
+    assert [name for name, _ in files(f"{tmp_path}/*/*.md")] == ["a/x.md", "b/z.md"]
+    assert [name for name, _ in files(f"{tmp_path}/a/x.md")] == ["x.md"]
+
+
+def test_an_exact_copy_is_dropped_counted_and_remembered(tmp_path):
+    found = read(put(tmp_path, a_DOT_md="# A\nsame", b_DOT_txt="same", c_DOT_md="# C\nother"))
+    assert [document.id for document in found.documents] == ["a.md", "c.md"]
+    assert (found.duplicates, found.aliases) == (1, {"b.txt": "a.md"})
+
+
+def test_a_second_document_with_the_same_id_is_quarantined(tmp_path):
+    other = {"data": [{"title": "Oxygen", "paragraphs": [{"context": "Something else."}]}]}
+    found = read(put(tmp_path, a_DOT_json=json.dumps(SQUAD), b_DOT_json=json.dumps(other)))
+    assert len(found.documents) == 1
+    assert "a second document with the id 'Oxygen'" in reason(found)
+
+
+def test_section_hashes_do_not_depend_on_where_the_folder_lies(tmp_path):
+    first, second = (read(put(tmp_path / name, d__a_DOT_md="# A\n## B\ntext")).documents for name in ("one", "two"))
+    assert first == second
+    assert first[0].sections[0].hash == second[0].sections[0].hash
+
+
+def test_every_reader_refuses_rather_than_crashes_on_noise(tmp_path):
+    for suffix in READERS:
+        put(tmp_path, **{f"noise_DOT_{suffix[1:]}": bytes(range(1, 256)) * 20})
+    found = read(put(tmp_path, good_DOT_md="# Good\ntext"))
+    assert [document.id for document in found.documents] == ["good.md"]
+    assert len(found.quarantined) == len(READERS)

@@ -1,0 +1,170 @@
+import json
+
+import pytest
+
+from data.records import Decoding, Guard, IndexVersion, Model, Release
+from serving import guard
+from serving.guard import Refused
+
+
+def body(**changed) -> bytes:
+    return json.dumps({"model": "helpdesk", "messages": [{"role": "user", "content": "When?"}]} | changed).encode()
+
+
+def release(**changed) -> Release:
+    index = IndexVersion("helpdesk", "uri", "t", 1, "sum", "emb", "chunk", 1, 1, "snap")
+    return Release("helpdesk", Model("a" * 64, "m.gguf", "openvino", "b"), index, **changed)
+
+
+def refused(*arguments) -> Refused:
+    with pytest.raises(Refused) as raised:
+        arguments[0](*arguments[1:])
+    return raised.value
+
+
+def test_the_last_user_message_is_the_question_and_earlier_turns_are_history():
+    said = [("system", "Be kind."), ("user", "one"), ("assistant", "1"), ("user", "two"), ("assistant", "2")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    chat = guard.read_chat(body(messages=messages))
+    assert chat.question == "two"
+    assert [(turn["role"], turn["content"]) for turn in chat.history] == [
+        ("user", "Be kind."),
+        ("user", "one"),
+        ("assistant", "1"),
+    ]
+
+
+def test_a_system_message_stays_in_a_long_history_but_as_the_users_words():
+    turns = [{"role": "user", "content": f"turn {n}"} for n in range(20)]
+    chat = guard.read_chat(body(messages=[{"role": "developer", "content": "Be kind."}, *turns]))
+    assert chat.history[0] == {"role": "user", "content": "Be kind."} and len(chat.history) == 4
+
+
+def test_content_may_come_in_text_parts_but_not_as_an_image():
+    parts = [{"type": "text", "text": "When"}, {"type": "text", "text": "exactly?"}]
+    assert guard.read_chat(body(messages=[{"role": "user", "content": parts}])).question == "When\nexactly?"
+    image = [{"type": "image_url", "image_url": {"url": "http://x"}}]
+    assert refused(guard.read_chat, body(messages=[{"role": "user", "content": image}])).status == 400
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"n": 2},
+        {"n": True},
+        {"tools": [{"type": "function"}]},
+        {"logprobs": True},
+        {"response_format": {"type": "json_object"}},
+        {"frequency_penalty": 0.5},
+    ],
+)
+def test_what_is_not_offered_is_refused_by_name(changed):
+    error = refused(guard.read_chat, body(**changed))
+    assert error.status == 400 and error.code == "unsupported_parameter" and error.param in changed
+
+
+def test_the_same_parameters_at_their_neutral_values_and_harmless_ones_are_accepted():
+    neutral = {"n": 1, "tools": [], "logprobs": False, "frequency_penalty": 0, "response_format": {"type": "text"}}
+    assert guard.read_chat(body(**neutral, metadata={"a": "b"}, store=False, tool_choice="auto")).question == "When?"
+
+
+@pytest.mark.parametrize(
+    ("raw", "param"),
+    [
+        (b"", None),
+        (b"\xff\xfe", None),
+        (b"[1, 2]", None),
+        (body(metadata=float("nan")), None),
+        (b"[" * 200_000, None),
+        (b'{"a":' * 200_000, None),
+        (b"1" * 6000, None),
+        (body(model=None), "model"),
+        (body(messages=[]), "messages"),
+        (body(messages="hello"), "messages"),
+        (body(messages=[{"role": "tool", "content": "x"}]), "messages.0.role"),
+        (body(messages=[{"role": "assistant", "content": "x"}]), "messages"),
+        (body(messages=[{"role": "user", "content": "  "}]), "messages"),
+        (body(messages=[{"role": "user", "content": 7}]), None),
+        (body(temperature=3), "temperature"),
+        (body(temperature="0.1"), "temperature"),
+        (body(top_p=0), "top_p"),
+        (body(max_tokens=0), "max_tokens"),
+        (body(max_tokens=1.5), "max_tokens"),
+        (body(seed=10**400), "seed"),
+        (body(stream="yes"), "stream"),
+        (body(user="u" * 300), "user"),
+        (body(**{"évil": 1}), "?vil"),
+        (body(messages=[{"role": "user", "content": "\ud800"}]), None),
+    ],
+)
+def test_malformed_requests_get_a_400_that_names_the_parameter(raw, param):
+    error = refused(guard.read_chat, raw)
+    assert error.status == 400 and error.message
+    assert param is None or error.param == param
+    json.dumps(error.body()).encode()
+
+
+def test_a_request_beyond_the_guards_limits_is_refused():
+    long = guard.read_chat(body(messages=[{"role": "user", "content": "x" * 11}]))
+    assert refused(guard.check, long, Guard(max_question_characters=10)).code == "context_length_exceeded"
+    many = guard.read_chat(body(messages=[{"role": "user", "content": "x"}] * 3))
+    assert refused(guard.check, many, Guard(max_messages=2)).param == "messages"
+    guard.check(many, Guard(max_messages=3))
+
+
+def test_decoding_is_the_releases_with_the_requests_overrides():
+    chosen = release(decoding=Decoding(max_new_tokens=40, stop=("END",)))
+    assert guard.decoding(guard.read_chat(body()), chosen) == Decoding(max_new_tokens=40, stop=("END",))
+    asked = guard.read_chat(body(temperature=0.5, top_p=0.9, max_tokens=7, stop=["a", "b"], seed=-1))
+    assert guard.decoding(asked, chosen) == Decoding(7, 0.5, 0.9, 2**32 - 1, ("a", "b"))
+    assert guard.decoding(guard.read_chat(body(max_completion_tokens=9)), chosen).max_new_tokens == 9
+
+
+def test_sampling_without_a_seed_gets_a_fresh_one():
+    asked = guard.read_chat(body(temperature=0.5))
+    assert len({guard.decoding(asked, release()).seed for _ in range(5)}) > 1
+    assert guard.decoding(guard.read_chat(body()), release()).seed == 0
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_more_tokens_than_the_guard_allows_are_refused_not_cut(name):
+    error = refused(guard.decoding, guard.read_chat(body(**{name: 10**9})), release(guard=Guard(max_new_tokens=512)))
+    assert error.status == 400 and error.param == name and "512" in error.message
+
+
+def test_bad_keys_are_told_to_wait_after_too_many_from_one_address():
+    throttle = guard.Throttle(limit=3, addresses=2)
+    assert [refused(throttle.failed, "a").status for _ in range(5)] == [401, 401, 401, 429, 429]
+    assert refused(throttle.failed, "b").status == 401
+    assert refused(throttle.failed, "c").status == 401
+    assert len(throttle._failures) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Write to ann.lee+x@mail.example.com today", "Write to [email] today"),
+        ("IBAN DE89 3704 0044 0532 0130 00 please", "IBAN [iban] please"),
+        ("card 4111 1111 1111 1111.", "card [card]."),
+        ("from 192.168.0.17, then", "from [ip], then"),
+        ("host 2001:0db8:85a3:0000:0000:8a2e:0370:7334 up", "host [ip] up"),
+        ("host fe80::1 up", "host [ip] up"),
+        ("call +33 6 12 34 56 78 now", "call [phone] now"),
+        ("call (415) 555-2671 now", "call [phone] now"),
+    ],
+)
+def test_personal_data_is_redacted(text, kept):
+    assert guard.redact(text) == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Between 1939-1945, at 10:30:00, version 3.11.4",
+        "Order 4111 1111 1111 1112 of 2024-05-01",
+        "It costs 1,250,000.50 and has 12 345 678 inhabitants",
+        "std::vector and a::b",
+    ],
+)
+def test_numbers_and_code_that_are_not_personal_stay(text):
+    assert guard.redact(text) == text

@@ -1,0 +1,156 @@
+"""A snapshot into an index version, and staleness."""
+
+import zlib
+
+import numpy as np
+import pytest
+
+import settings
+from data import embedding, store
+from data.records import ChunkSettings, Sources
+from serving.engine import models
+from tasks import index
+from tasks.index import Staleness, build_index, stale_sections
+from tasks.prepare import prepare
+
+
+class FakeEmbedder:
+    """One number per word hash; counts what it embeds."""
+
+    sha256, dimensions = "fake", 32
+
+    def __init__(self):
+        self.embedded = 0
+
+    def count(self, text):
+        return len(text.split())
+
+    def embed(self, texts):
+        self.embedded += len(texts)
+        rows = np.full((len(texts), 32), 0.01, np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in text.lower().split():
+                row[zlib.crc32(word.encode()) % 32] += 1
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(autouse=True)
+def embedder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path / "home"))
+    settings.settings.cache_clear()
+    fake = FakeEmbedder()
+    monkeypatch.setattr(embedding, "load", lambda path: fake)
+    monkeypatch.setattr(models, "embedder_folder", lambda: tmp_path)
+    yield fake
+    settings.settings.cache_clear()
+
+
+@pytest.fixture
+def docs(tmp_path):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"d{number}.md").write_text(f"# D{number}\n## One\nFact {number}.\n## Two\nOther fact {number}.\n")
+    return folder
+
+
+def build(docs, **knobs):
+    sources = Sources("a", str(docs))
+    return sources, build_index(prepare(sources), **knobs)
+
+
+def test_every_section_is_indexed_once_and_building_again_embeds_nothing(docs, embedder):
+    _, first = build(docs)
+    assert (first.chunks, first.embedded, embedder.embedded) == (10, 10, 10)
+    _, again = build(docs)
+    assert (again.version, again.checksum, again.embedded, embedder.embedded) == (first.version, first.checksum, 0, 10)
+
+
+def test_only_edited_sections_are_embedded_and_deleted_text_is_gone(docs, embedder):
+    build(docs)
+    (docs / "d0.md").write_text("# D0\n## One\nFact zero.\n## Two\nOther fact 0.\n")
+    (docs / "d1.md").unlink()
+    _, second = build(docs)
+    texts = {chunk.text for chunk in store.open_index(second).chunks()}
+    assert (second.chunks, second.embedded, embedder.embedded) == (8, 1, 11)
+    assert "Fact zero." in texts
+    assert not texts & {"Fact 0.", "Fact 1.", "Other fact 1."}
+
+
+def test_other_chunk_settings_build_beside_the_old_index(docs):
+    _, first = build(docs)
+    _, second = build(docs, settings=ChunkSettings(100, 12))
+    assert first.table != second.table
+    store.open_index(first).verify()
+
+
+def test_staleness_names_exactly_what_changed_was_added_and_was_deleted(docs):
+    sources, built = build(docs)
+    fresh = stale_sections(sources, built)
+    assert (bool(fresh), len(fresh)) == (False, 0)
+    (docs / "d0.md").write_text("# D0\n## One\nFact zero.\n## Three\nNew.\n")
+    (docs / "d1.md").unlink()
+    (docs / "d2.md").write_text("# A new title\n## One\nFact 2.\n## Two\nOther fact 2.\n")
+    (docs / "d3.md").write_text("# D3\r\n## One\r\nFact 3.  \r\n\r\n\r\n## Two\nOther fact 3.")
+    stale = stale_sections(sources, built)
+    assert stale.changed == (("d0.md", "One"), ("d2.md", "One"), ("d2.md", "Two"))
+    assert stale.added == (("d0.md", "Three"),)
+    assert stale.deleted == (("d0.md", "Two"), ("d1.md", "One"), ("d1.md", "Two"))
+    assert len(stale) == 7
+    assert stale.fingerprint != fresh.fingerprint
+    _, rebuilt = build(docs)
+    assert not stale_sections(sources, rebuilt)
+    assert stale_sections(sources, rebuilt).fingerprint == stale.fingerprint
+
+
+def test_sources_that_cannot_be_read_are_a_fault_and_not_a_deletion(docs):
+    sources, built = build(docs)
+    for file in docs.iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match="staleness is unknown"):
+        stale_sections(sources, built)
+    for file in docs.iterdir():
+        file.unlink()
+    with pytest.raises(FileNotFoundError):
+        stale_sections(sources, built)
+
+
+def test_staleness_turns_into_json_and_back(docs):
+    from data.records import as_json
+
+    stale = Staleness(changed=(("a.md", "One"),))
+    assert Staleness.of(as_json(stale)) == stale
+
+
+def test_few_chunks_are_embedded_here_and_many_on_ray_when_it_runs(monkeypatch):
+    import ray
+
+    assert not index._wants_ray(index.MOST_IN_PROCESS + 1)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    assert index._wants_ray(index.MOST_IN_PROCESS + 1)
+    assert not index._wants_ray(index.MOST_IN_PROCESS)
+
+
+def test_embedding_on_ray_keeps_the_order_of_the_texts(monkeypatch, embedder):
+    import ray
+
+    class Rows:
+        """As much of a Ray dataset as is used: blocks of 4 rows, handed back last block first."""
+
+        def __init__(self, rows):
+            self.rows = rows
+
+        def map_batches(self, actor, fn_constructor_args, **_):
+            made, done = actor(*fn_constructor_args), []
+            for start in range(0, len(self.rows), 4):
+                part = self.rows[start : start + 4]
+                out = made({key: np.array([row[key] for row in part]) for key in ("row", "text")})
+                done = [{"row": r, "vector": v} for r, v in zip(out["row"], out["vector"], strict=True)] + done
+            return Rows(done)
+
+        def take_all(self):
+            return self.rows
+
+    monkeypatch.setattr(ray.data, "from_items", Rows)
+    texts = [f"text {'long ' * (i % 5)}{i}" for i in range(11)]
+    assert np.allclose(index.embed_on_ray("folder", texts), embedder.embed(texts))

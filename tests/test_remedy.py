@@ -1,0 +1,84 @@
+"""Remedies run once, under brakes, and their row reaches one final state."""
+
+import pytest
+
+from tasks import remedy
+from tasks.remedy import Brakes
+from tests.ledgers import new_ledger
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return new_ledger(tmp_path, "wiki")
+
+
+def state(ledger, seq: int) -> str:
+    return next(row["state"] for row in ledger.outbox() if row["seq"] == seq)
+
+
+def test_a_remedy_that_ends_settles_its_row_with_its_note(ledger):
+    seq = ledger.open_remedy("wiki", "reindex", "edit", {"reason": "one page"})
+    with remedy.claimed(ledger, seq, "run-1", Brakes()) as claim:
+        assert (claim.assistant, claim.cause, claim.body["reason"]) == ("wiki", "edit", "one page")
+        claim.note("promoted")
+    row = ledger.outbox("wiki")[0]
+    assert (row["state"], row["note"]) == ("acted", "promoted")
+
+
+def test_a_second_run_of_the_same_row_does_nothing(ledger):
+    seq = ledger.open_remedy("wiki", "reindex", "edit", {})
+    with remedy.claimed(ledger, seq, "run-1", Brakes()), remedy.claimed(ledger, seq, "run-2", Brakes()) as second:
+        assert second is None
+    with remedy.claimed(ledger, seq, "run-3", Brakes()) as late:
+        assert late is None
+    assert state(ledger, seq) == "acted"
+
+
+def test_a_remedy_that_raises_gives_its_claim_back_until_the_attempts_are_used_up(ledger):
+    seq = ledger.open_remedy("wiki", "retrain", "worse", {})
+    for attempt in range(2):
+        with pytest.raises(OSError), remedy.claimed(ledger, seq, f"run-{attempt}", Brakes(attempts=2)):
+            raise OSError("no disk")
+        assert state(ledger, seq) == "open"
+    with remedy.claimed(ledger, seq, "run-9", Brakes(attempts=2)) as claim:
+        assert claim is None
+    assert state(ledger, seq) == "refused"
+
+
+def test_a_cooldown_refuses_and_a_person_passes_it(ledger):
+    first = ledger.open_remedy("wiki", "reindex", "edit 1", {})
+    with remedy.claimed(ledger, first, "run-1", Brakes()):
+        pass
+    second = ledger.open_remedy("wiki", "reindex", "edit 2", {})
+    with remedy.claimed(ledger, second, "run-2", Brakes(reindex_cooldown_s=60)) as claim:
+        assert claim is None
+    assert state(ledger, second) == "refused"
+    third = remedy.ask_by_hand(ledger, "wiki", "reindex", {})
+    with remedy.claimed(ledger, third, "run-3", Brakes(reindex_cooldown_s=60)) as claim:
+        assert claim is not None
+
+
+def test_a_paused_assistant_refuses_every_remedy(ledger):
+    ledger.pause("wiki", True)
+    seq = remedy.ask_by_hand(ledger, "wiki", "rollback", {})
+    with remedy.claimed(ledger, seq, "run-1", Brakes()) as claim:
+        assert claim is None
+    assert state(ledger, seq) == "refused"
+
+
+def test_the_weekly_budget_refuses_when_it_is_used_up(ledger):
+    brakes = Brakes(reindex_cooldown_s=0, weekly=1)
+    seqs = [ledger.open_remedy("wiki", "reindex", "edit 1", {})]
+    with remedy.claimed(ledger, seqs[0], "run-1", brakes):
+        pass
+    seqs.append(ledger.open_remedy("wiki", "reindex", "edit 2", {}))
+    with remedy.claimed(ledger, seqs[1], "run-2", brakes) as claim:
+        assert claim is None
+    assert [state(ledger, seq) for seq in seqs] == ["acted", "refused"]
+
+
+def test_an_unknown_row_or_assistant_is_named(ledger):
+    with pytest.raises(KeyError, match="no outbox row 99"), remedy.claimed(ledger, 99, "run", Brakes()):
+        pass
+    with pytest.raises(KeyError, match="no assistant 'wikki'"):
+        remedy.ask_by_hand(ledger, "wikki", "reindex", {})

@@ -1,0 +1,37 @@
+"""A machine that cannot work is refused with a sentence that says what to do."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from flows import stack
+from settings import Settings
+
+
+def test_a_taken_port_is_named_with_the_variable_that_changes_it(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(stack, "settings", lambda: Settings(mlflow_port=port))
+        with pytest.raises(SystemExit, match=rf"port {port} \(mlflow_port\) is taken.*PERENNIAL_MLFLOW_PORT"):
+            stack.check_machine()
+
+
+def test_beyond_loopback_a_key_is_required(monkeypatch):
+    monkeypatch.setattr(stack, "settings", lambda: Settings(host="0.0.0.0", api_key=None))
+    with pytest.raises(SystemExit, match="PERENNIAL_API_KEY"):
+        stack.check_machine()
+
+
+def test_too_little_disk_is_said_in_figures(monkeypatch):
+    monkeypatch.setattr(stack.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**8})())
+    with pytest.raises(SystemExit, match=r"0\.1 GB of disk are free"):
+        stack.check_machine()
+
+
+def test_a_long_home_gets_a_short_socket_folder():
+    long = Path("/tmp") / ("x" * 60)
+    assert len(str(stack.short(long))) < 36
+    assert stack.short(Path("/tmp/p")) == Path("/tmp/p")

@@ -1,0 +1,251 @@
+"""Chunks, vectors and full text in immutable versions."""
+
+import math
+import threading
+import zlib
+
+import numpy as np
+import pytest
+
+import settings
+from data import store
+from data.chunking import chunk_ids
+from data.records import Chunk, Retrieval
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path))
+    settings.settings.cache_clear()
+    yield tmp_path
+    settings.settings.cache_clear()
+
+
+class Embed:
+    """Hashed words as a unit vector of 64 numbers; counts what it was asked for."""
+
+    def __init__(self):
+        self.texts = []
+
+    def __call__(self, texts):
+        self.texts += texts
+        rows = np.zeros((len(texts), 64), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in text.lower().split():
+                row[zlib.crc32(word.strip("?.,").encode()) % 64] += 1
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def chunks(*texts):
+    contents = [(f"{text.split()[0]}.md", "Title", "Heading", text) for text in texts]
+    return [Chunk(i, *c[:3], f"hash of {c[3]}", c[3]) for i, c in zip(chunk_ids(contents), contents, strict=True)]
+
+
+TEXTS = ["trash keeps files 30 days", "invoice is due in May", "port 6514 carries syslog", "pool keys are wrapped"]
+
+
+def write(*texts, embed=None, embedder="e1", chunker="c1", assistant="a"):
+    return store.write(assistant, chunks(*texts), embed or Embed(), embedder, chunker, "snap")
+
+
+def found(version, question, exclude=frozenset(), **settings_):
+    hits = store.open_index(version).search(question, Embed()([question])[0], Retrieval(**settings_), exclude)
+    return [hit.chunk.text for hit in hits]
+
+
+def test_only_new_chunks_are_embedded_and_gone_ones_leave_in_the_same_version():
+    first, embed = write(*TEXTS), Embed()
+    second = write(*TEXTS[1:], "a new text", embed=embed)
+    assert (first.chunks, first.embedded, second.chunks, second.embedded) == (4, 4, 4, 1)
+    assert embed.texts == ["Title\nHeading\na new text"]
+    assert TEXTS[0] not in {chunk.text for chunk in store.open_index(second).chunks()}
+
+
+def test_a_version_stays_as_it_was_when_a_later_one_is_written():
+    first = write(*TEXTS)
+    second = write(*TEXTS[1:])
+    assert found(first, "trash files")[0] == TEXTS[0]
+    assert TEXTS[0] not in found(second, "trash files")
+    store.open_index(first).verify()
+    store.open_index(second).verify()
+
+
+def test_writing_the_same_again_is_a_read():
+    first, embed = write(*TEXTS), Embed()
+    again = write(*reversed(TEXTS), embed=embed)
+    assert (again.version, again.checksum, again.embedded, embed.texts) == (first.version, first.checksum, 0, [])
+
+
+def test_the_checksum_names_content_not_history():
+    write(*TEXTS, "later removed")
+    removed = write(*TEXTS)
+    direct = write(*TEXTS, assistant="other")
+    assert removed.checksum == direct.checksum != write(*TEXTS[1:]).checksum
+    assert direct.checksum != write(*TEXTS, embedder="e2").checksum
+
+
+def test_equal_contents_rank_equally_whatever_came_before():
+    write(*TEXTS, *(f"files of days {i}" for i in range(30)))
+    removed, direct = write(*TEXTS), write(*TEXTS, assistant="other")
+    for question in ("days files trash", "due port"):
+        assert found(removed, question) == found(direct, question)
+
+
+def test_search_joins_words_and_vectors():
+    version = write(*TEXTS)
+    hits = store.open_index(version).search(
+        "QB syslog", Embed()(["invoice due May"])[0], Retrieval(top_k=2, candidates=1)
+    )
+    assert {hit.chunk.text for hit in hits} == {TEXTS[1], TEXTS[2]}
+    similarity = {hit.chunk.text: hit.similarity for hit in hits}
+    assert similarity[TEXTS[1]] > 0.5
+    assert math.isnan(similarity[TEXTS[2]])
+    assert hits[0].score == pytest.approx(1 / 61)
+
+
+def test_an_excluded_chunk_is_never_found_and_does_not_take_a_place():
+    version = write(*(f"trash keeps files {i} days" for i in range(40)))
+    index = store.open_index(version)
+    kept = sorted(index.ids())[:3]
+    texts = found(version, "trash files days", frozenset(index.ids() - set(kept)), top_k=5, candidates=5)
+    assert sorted(texts) == sorted(index.chunk(i).text for i in kept)
+
+
+@pytest.mark.parametrize("question", ["", "   ", "the of?", "x' OR 1=1 --", '"+-(unbalanced', "\u0000", "日本語 🙂"])
+def test_any_question_can_be_searched(question):
+    version = write(*TEXTS)
+    hits = store.open_index(version).search(question, Embed()(["pool keys"])[0])
+    assert hits[0].chunk.text == TEXTS[3]
+
+
+def test_a_chunk_is_found_by_id_and_an_unknown_id_is_none():
+    index = store.open_index(write(*TEXTS))
+    (wanted, *_) = chunks(*TEXTS)
+    assert index.chunk(wanted.id) == wanted
+    assert index.chunk("x' or '1'='1") is None
+    assert (wanted.document, wanted.section_hash) in index.sections()
+    assert index.outline()[(wanted.document, "Heading")] == (wanted.section_hash, "Title")
+    assert index.vectors().keys() == index.ids()
+
+
+def test_another_embedder_or_chunker_gets_a_table_beside_the_old_one():
+    first = write(*TEXTS)
+    others = [write(*TEXTS, embedder="e2"), write(*TEXTS, chunker="c2")]
+    assert len({first.table, *(other.table for other in others)}) == 3
+    store.open_index(first).verify()
+
+
+def test_a_table_made_by_another_embedder_is_refused_before_the_write(monkeypatch):
+    first, embed = write(*TEXTS), Embed()
+    monkeypatch.setattr(store, "table_name", lambda *_: first.table)
+    with pytest.raises(ValueError, match="made with embedder e1, not e2"):
+        write("new", embedder="e2", embed=embed)
+    assert embed.texts == []
+    store.open_index(first).verify()
+
+
+def test_assistants_whose_names_look_alike_in_a_table_name_do_not_share_one():
+    assert store.table_name("a/b", "e", "c") != store.table_name("a_b", "e", "c")
+
+
+@pytest.mark.parametrize(
+    "embed",
+    [
+        lambda texts: np.full((len(texts), 64), np.nan, np.float32),
+        lambda texts: np.ones((len(texts), 64), np.float32),
+        lambda texts: np.ones((1, 64), np.float32) / 8,
+    ],
+    ids=["not finite", "not unit", "too few"],
+)
+def test_wrong_vectors_are_refused_and_nothing_is_written(embed):
+    first = write(*TEXTS)
+    with pytest.raises(ValueError, match="not of length 1"):
+        write(*TEXTS, "two", "more", embed=embed)
+    assert write(*TEXTS).version == first.version
+
+
+def test_no_chunks_and_repeated_ids_are_refused():
+    with pytest.raises(ValueError, match="0 chunks"):
+        store.write("a", [], Embed(), "e", "c", "s")
+    with pytest.raises(ValueError, match="2 chunks with 1 ids"):
+        store.write("a", chunks("x y") * 2, Embed(), "e", "c", "s")
+
+
+def test_four_writers_at_once_leave_no_chunk_twice_and_lose_no_version():
+    versions, failed = [], []
+
+    def work(number):
+        try:
+            versions.append(write(*TEXTS, *(f"text {i} of all" for i in range(20 + number))))
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    for version in versions:
+        index = store.open_index(version)
+        index.verify()
+        assert len(index.chunks()) == len(index.ids()) == version.chunks
+
+
+def cold():
+    """As a process that has just started."""
+    store._connect.cache_clear()
+    store.open_index.cache_clear()
+
+
+def test_a_newest_manifest_cut_short_is_set_aside_and_the_good_version_served(home):
+    good, bad = write(*TEXTS), write(*TEXTS[1:])
+    newest = min((home / "lancedb").glob("*/_versions/*.manifest"))  # LanceDB counts names down
+    newest.write_bytes(newest.read_bytes()[:50])
+    cold()
+    with pytest.raises(store.IndexDamaged, match=f"version {bad.version}"):
+        store.open_index(bad)
+    assert found(good, "trash files")[0] == TEXTS[0]
+    store.open_index(good).verify()
+    store.open_index(write(*TEXTS[2:])).verify()
+
+
+def test_a_deleted_data_file_is_detected(home):
+    version = write(*TEXTS)
+    for file in (home / "lancedb").glob("*/data/*.lance"):
+        file.unlink()
+    cold()
+    with pytest.raises(store.IndexDamaged, match="cannot read"):
+        store.open_index(version).verify()
+
+
+def test_an_index_that_holds_other_chunks_than_its_record_says_is_not_opened():
+    from dataclasses import replace
+
+    version = write(*TEXTS)
+    with pytest.raises(store.IndexDamaged, match="recorded is"):
+        store.open_index(replace(version, checksum="0" * 64))
+
+
+def test_verify_finds_a_text_that_was_changed_under_its_id():
+    genuine = chunks(*TEXTS)
+    forged = [Chunk(genuine[0].id, *list(vars(genuine[0]).values())[1:5], "forged text"), *genuine[1:]]
+    version = store.write("a", forged, Embed(), "e", "c", "s")
+    with pytest.raises(store.IndexDamaged, match="does not match its id"):
+        store.open_index(version).verify()
+
+
+def test_many_small_writes_are_merged_into_few_fragments_and_old_versions_stay(monkeypatch):
+    monkeypatch.setattr(store, "MOST_FRAGMENTS", 3)
+    versions = [write(*TEXTS, *(f"text {i} more" for i in range(number))) for number in range(6)]
+    for version in versions:
+        index = store.open_index(version)
+        index.verify()
+        assert len(index.ids()) == version.chunks
+    assert index._table.stats()["fragment_stats"]["num_fragments"] <= 4
+
+
+def test_an_open_index_is_kept_for_the_next_question():
+    version = write(*TEXTS)
+    assert store.open_index(version) is store.open_index(version)
