@@ -95,6 +95,7 @@ QUIET = {
     "DEEPEVAL_DISABLE_DOTENV": "1",
     "RAGAS_DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
@@ -115,6 +116,8 @@ def environment() -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "RAY_ADDRESS": chosen.ray,
+        # Said outright: a token file left by another Ray in the home folder would lock us out of our own.
+        "RAY_AUTH_MODE": "disabled" if chosen.loopback else "token",
     }
 
 

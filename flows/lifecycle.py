@@ -80,9 +80,7 @@ def release(candidate: Release, kind: str, snapshot: Snapshot, gates: GateSettin
     book, name = ledger(), candidate.assistant
     live, seq = live_pointer(name)
     if live and live.id == candidate.id:
-        return named(
-            Decision("promote", f"{candidate.id} is live already: nothing it serves has changed", candidate.id)
-        )
+        return named(evaluate.accepted(book, live))
     book.add_release(candidate, kind, live.id if live else None, as_json(snapshot))
     decision = gated(candidate, live, kind, snapshot, gates)
     mirror(candidate.id, return_state=True)
@@ -175,7 +173,8 @@ def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapsho
     book = ledger()
     if (known := evaluate.decided(book, candidate, live)) is not None:
         return known
-    decision = decide_gate(evaluate_release(candidate, live, kind, snapshot), kind, gates)
+    judged_before = evaluate.tuned_decisions(book, candidate.assistant)
+    decision = decide_gate(evaluate_release(candidate, live, kind, snapshot), kind, gates, judged_before)
     book.decide_gate(candidate.assistant, decision)
     report.gate(decision)
     return decision

@@ -143,10 +143,12 @@ def health() -> dict[str, tuple[str, bool]]:
         "ray": (f"{chosen.dashboard}/api/version", chosen.dashboard),
         "endpoint": (f"{chosen.endpoint}/healthz", chosen.endpoint),
     }
+    key = {"authorization": f"Bearer {chosen.api_key}"} if chosen.api_key else {}
     found = {}
     for name, (url, address) in addresses.items():
         try:
-            found[name] = (address, httpx.get(url, timeout=3).status_code == 200)
+            sent = key if name == "endpoint" else {}
+            found[name] = (address, httpx.get(url, headers=sent, timeout=3).status_code == 200)
         except httpx.HTTPError:
             found[name] = (address, False)
     return found
@@ -220,7 +222,7 @@ def run() -> None:
         value, before = (result[arm].get(name) for arm in ("metrics", "baseline"))
         if value is not None:
             print(f"  {name:17} {value:.3f}" + (f"   (before: {before:.3f})" if before is not None else ""))
-    print_answer("How long do deleted files stay in the trash on the Team plan?")
+    print_answer("How many recovery codes do I get when I set up two-step verification?")
     print()
     for name, (address, _) in health().items():
         print(f"{name:9} {address}")

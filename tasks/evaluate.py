@@ -147,6 +147,21 @@ def decided(ledger: Ledger, candidate: Release, live: Release | None) -> Decisio
     return Decision.of(row["body"])
 
 
+def accepted(ledger: Ledger, live: Release) -> Decision:
+    """Why the live release is live: its gate decision, or for a rollback that it was one."""
+    row = ledger.gate_decision(live.id)
+    if row is None:
+        return Decision("promote", f"{live.id} is live already, by a rollback", live.id)
+    decision = Decision.of(row["body"])
+    return replace(decision, reason=f"Live already, nothing it serves has changed. {decision.reason}")
+
+
+def tuned_decisions(ledger: Ledger, name: str) -> int:
+    """How many tuned candidates of an assistant the gate has judged (index-only refreshes do not wear a set out)."""
+    judged = {row["release"] for row in ledger.decisions(name, "gate", limit=10_000)}
+    return sum(ledger.release_row(release)["kind"] == "tuned" for release in judged)
+
+
 # --- the questions ----------------------------------------------------------------------------
 
 

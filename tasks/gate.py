@@ -148,7 +148,7 @@ def decide(
         reason = f"This golden set has judged {tuned_decisions} tuned candidates: replace part of it before the next."
         return verdict("hold", reason)
 
-    rejects, holds = [], []
+    rejects, holds, guarding = [], [], 0
     _sort(primary, pairs, settings, rejects, holds)
     for name in settings.guardrails:
         guarded = pair(name, candidate, champion)
@@ -157,6 +157,11 @@ def decide(
             continue
         interval = _guardrail(name, guarded, settings, alpha)
         intervals.append(interval)
+        if kind == "first-tuned":  # an untuned base that always abstains is no yardstick
+            if interval.verdict != "promote":
+                notes.append(f"Guardrail that does not decide on a first tuned release: {_figures(interval)}.")
+            continue
+        guarding += 1
         if interval.n < settings.min_guardrail_items:
             holds.append(
                 f"guardrail {name} has {interval.n} questions and needs {settings.min_guardrail_items}: "
@@ -172,9 +177,8 @@ def decide(
         return verdict("reject", f"Proven harm in a slice: {'; '.join(harmed)}.")
     if holds:
         return verdict("hold", f"Not settled: {'; '.join(holds)}.", superior)
-    passed = len(intervals) - 1 - (probed is not None)
     than = "Better than" if superior else "Not worse than"
-    reason = f"{than} the champion: {_figures(primary)}; {passed} guardrail{'s' * (passed != 1)} hold."
+    reason = f"{than} the champion: {_figures(primary)}; {guarding} guardrail{'s' * (guarding != 1)} hold."
     return verdict("promote", reason, superior)
 
 

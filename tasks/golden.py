@@ -14,8 +14,8 @@ FEWEST_UNITS = 15
 ENOUGH_UNITS = 60
 MOST_QUESTIONS = 400
 MOST_PER_SECTION = 3
-# With fewer documents than this, questions are split and clustered by section (METHODS 1).
-SPLIT_BY_DOCUMENT = 75
+# With fewer documents than this, 15 of them cannot be held out, and questions are split by section.
+SPLIT_BY_DOCUMENT = 30
 # Similarity 0 to 100 of two questions (words in any order) from which they count as the same.
 NEAR_DUPLICATE = 88
 

@@ -107,9 +107,8 @@ def embed_on_ray(folder: str, texts: list[str]) -> np.ndarray:
     # Sorted here, because an actor sees one block at a time and padding is paid for like text.
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     rows = ray.data.from_items([{"row": row, "text": texts[row]} for row in order])
-    embedded = rows.map_batches(
-        EmbedBatch, fn_constructor_args=(folder,), concurrency=1, batch_size=256, num_cpus=1
-    ).take_all()
+    one = ray.data.ActorPoolStrategy(size=1)
+    embedded = rows.map_batches(EmbedBatch, fn_constructor_args=(folder,), compute=one, batch_size=256).take_all()
     result = np.zeros((len(texts), len(embedded[0]["vector"])), np.float32)
     for item in embedded:
         result[item["row"]] = item["vector"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,7 +111,9 @@ def train_loop_per_worker(config: dict) -> None:
 
 
 def progress(step: int, steps: int, loss: float, tokens_per_s: float) -> None:
-    print(f"finetune: step {step}/{steps} loss {loss:.3f} {tokens_per_s:.0f} tokens/s", flush=True)
+    """Tell how far training is. Not with `print`, which Ray Train replaces and then shows every line twice."""
+    sys.stdout.write(f"finetune: step {step}/{steps} loss {loss:.3f} {tokens_per_s:.0f} tokens/s\n")
+    sys.stdout.flush()
 
 
 def rate(share: float) -> float:
