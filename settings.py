@@ -1,4 +1,4 @@
-"""Addresses, ports and secrets, from the environment (prefix PERENNIAL_). Run knobs are flow parameters, not settings."""
+"""Addresses, ports and secrets, from the environment (prefix PERENNIAL_). Run knobs are flow parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PERENNIAL_", extra="ignore")
 
     home: Path = Field(ROOT / ".perennial", description="folder of all local state")
-    host: str = Field("127.0.0.1", description="address every server listens on; beyond loopback an api_key is required")
+    host: str = Field(
+        "127.0.0.1", description="address every server listens on; beyond loopback an api_key is required"
+    )
     api_key: str | None = Field(None, description="bearer key of the endpoint; needed when host is not loopback")
     endpoint_port: int = 8000
     prefect_port: int = 4200
@@ -122,6 +124,6 @@ def environment() -> dict[str, str]:
 
 
 def apply_environment() -> None:
-    """Set `environment()` in this process, keeping what the user has already set. Called at the start of every command."""
+    """Set `environment()` in this process, keeping what the user has already set. Every command begins with it."""
     for name, value in environment().items():
         os.environ.setdefault(name, value)

@@ -76,7 +76,7 @@ class Sources(Record):
 
 @dataclass(frozen=True)
 class Section(Record):
-    """A stretch of a document under one heading. `heading` is the path of headings joined by ' > ', '' before the first."""
+    """A stretch of a document under one heading: the path of headings joined by ' > ', '' before the first."""
 
     document: str
     title: str

@@ -49,7 +49,7 @@ def ask_for(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidenc
     cause = digest(found.kind, live, states.get("cursor", {}).get("stale") if found.kind == "reindex" else found.row)
     if found.kind not in remedy.KINDS:
         book.store_signals(name, states)
-        if found.kind != "nothing":
+        if found.kind != "nothing" and not said_already(book, name, live, found):
             book.decide(name, "diagnosis", live, found.kind, found.reason, as_json(found))
             report.alert(name, found.reason)
         if found.kind == "freeze":
@@ -63,6 +63,16 @@ def ask_for(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidenc
     remedy.emit("perennial.drift.detected", name, {"kind": found.kind, "row": found.row, "outbox": outbox})
     remedy.emit(f"perennial.remedy.{found.kind}", name, {"outbox": outbox})
     print(f"{name}: asked for {found.kind} (outbox row {outbox}): {found.reason}")
+
+
+def said_already(book: Ledger, name: str, live: str, found: Remedy) -> bool:
+    """Whether the last diagnosis of this release was the same: an alarm that stays on is told once."""
+    last = book.decisions(name, "diagnosis", 1)
+    return bool(last) and (last[0]["release"], last[0]["verdict"], last[0]["body"]["row"]) == (
+        live,
+        found.kind,
+        found.row,
+    )
 
 
 @flow(log_prints=True)

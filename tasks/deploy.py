@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -203,8 +202,3 @@ def rollback_release(ledger: Ledger, name: str, to: str | None, keep_index: bool
     if target is None:
         raise ValueError(f"{name!r} has had no other release than {live.id}; there is nothing to roll back to")
     return replace(target, index=live.index) if keep_index else target
-
-
-def be_nice() -> None:
-    """Flow processes give way to the endpoint."""
-    os.nice(10 - os.nice(0))

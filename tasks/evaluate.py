@@ -44,6 +44,7 @@ class Suite(Record):
     """What is asked. Unanswerable questions are made by leaving out the answering section where the set has too few."""
 
     bootstrap_questions: int = 60
+    rollback_questions: int = 100
     unanswerable: int = 60
     latency_questions: int = 60
     probes: int = 60
@@ -91,7 +92,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
                 scores[name], rows[name] = arm.score(golden, answers, kind, suite, name)
                 if name == "candidate":
                     hard |= sound_answers(answers, arm, tombstones)
-            if champion and champion.model != candidate.model:
+            if kind == "tuned" and champion and champion.model != candidate.model:
                 time_both(arms, scores, golden, suite)
             if kind in ("reindex", "bootstrap"):
                 changed = changed_sections(candidate.index, champion.index) if champion else set()
@@ -168,8 +169,9 @@ def tuned_decisions(ledger: Ledger, name: str) -> int:
 def questions_for(snapshot: Snapshot, kind: str, suite: Suite) -> tuple[list[GoldenQuestion], set[str]]:
     """The questions that vote, and the ids of those asked with their answering section left out of retrieval."""
     voting = [question for question in prepare.golden(snapshot) if question.votes]
-    if kind == "bootstrap":
-        return sorted(voting, key=lambda q: q.id)[: suite.bootstrap_questions], set()
+    few = {"bootstrap": suite.bootstrap_questions, "rollback": suite.rollback_questions}
+    if kind in few:
+        return sorted(voting, key=lambda q: digest(q.id))[: few[kind]], set()
     missing = suite.unanswerable - sum(not question.answers for question in voting)
     answerable = sorted((q for q in voting if q.answers), key=lambda q: digest(q.id))
     made = [replace(q, id=f"{q.id}-left-out", answers=()) for q in answerable[: max(0, missing)]]

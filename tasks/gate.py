@@ -178,7 +178,8 @@ def decide(
     if holds:
         return verdict("hold", f"Not settled: {'; '.join(holds)}.", superior)
     than = "Better than" if superior else "Not worse than"
-    reason = f"{than} the champion: {_figures(primary)}; {guarding} guardrail{'s' * (guarding != 1)} hold."
+    held = f"; {guarding} guardrail{'s hold' if guarding != 1 else ' holds'}" if guarding else ""
+    reason = f"{than} the champion: {_figures(primary)}{held}."
     return verdict("promote", reason, superior)
 
 

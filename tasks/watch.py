@@ -19,10 +19,9 @@ from data.requests import RequestLog
 from settings import settings
 from tasks import drift, index
 from tasks.diagnose import Evidence
-from tasks.drift import EDetector, Questions, Watch
+from tasks.drift import EDetector, Questions, Signal, Watch
 
 STREAMS = ("ratings", "grounding", "abstention", "latency")
-ANSWER_SIDE = ("grounding", "abstention")
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class MonitorSettings(Record):
     """
 
     reference: int = 300
+    most_reference: int = 2000
     window: int = 100
     horizon: int = 10_000
     alpha: float = 0.05
@@ -67,7 +67,8 @@ def watch(assistant: str, chosen: MonitorSettings = MonitorSettings()) -> tuple[
         "abstention": [float(r["abstained"]) for r in answered if (r["similarity"] or 0.0) >= chosen.relevant],
         "latency": [float(r["total_s"] > chosen.slow_s) for r in answered],
     }
-    streams = {name: learned(states.get(name), values[name], served_by(name, live), chosen) for name in STREAMS}
+    owner = served_by(live)
+    streams = {name: learned(states.get(name), values[name], owner, chosen) for name in STREAMS}
     reference, window, questions = question_windows(states.get("questions"), answered, chosen)
     looked = Watch(
         stale={"changed": len(stale.changed), "added": len(stale.added), "deleted": len(stale.deleted)},
@@ -79,15 +80,11 @@ def watch(assistant: str, chosen: MonitorSettings = MonitorSettings()) -> tuple[
         seed=questions["windows"],
     )
     signals = drift.detect(looked)
-    for state, fresh in streams.values():
-        if state["detector"]:
-            detector = EDetector.of(state["detector"])
-            for value in fresh:
-                detector = drift.update(detector, value)
-            state["detector"] = as_json(detector)
     for signal in signals:
-        if signal.name == "questions":
-            questions |= {"detector": signal.evidence["state"], "pending": [], "windows": questions["windows"] + 1}
+        if signal.name in streams:
+            streams[signal.name][0]["detector"] = signal.evidence["state"]
+        elif signal.name == "questions":
+            questions = tested(questions, signal, chosen)
 
     recent = asked[-chosen.recent_requests :]
     failed = [r for r in recent if r["status"] >= 500]
@@ -124,10 +121,8 @@ def wait_for_quiet(sources: Sources, debounce_s: float) -> None:
     time.sleep(min(max(0.0, newest + debounce_s - time.time()), debounce_s))
 
 
-def served_by(stream: str, live: Release) -> str:
-    """What a stream's reference belongs to: answers restart with model, prompt or settings; ratings do not."""
-    if stream not in ANSWER_SIDE:
-        return "assistant"
+def served_by(live: Release) -> str:
+    """What the reference of a stream belongs to: it restarts with model, prompt or settings, not with the index."""
     return digest(live.model.sha256, live.prompt, live.retrieval, live.decoding)[:16]
 
 
@@ -159,6 +154,17 @@ def question_windows(state: dict | None, answered: list[dict], chosen: MonitorSe
     log = RequestLog(settings().requests)
     reference, window = (questions(log.rows(state[part])) for part in ("reference", "pending"))
     return reference, window, state
+
+
+def tested(state: dict, signal: Signal, chosen: MonitorSettings) -> dict:
+    """The state after a window was tested: each is tested once, and joins the reference unless it was out of line."""
+    joined = state["reference"] + ([] if signal.evidence["p"] <= chosen.alpha else state["pending"])
+    return state | {
+        "detector": signal.evidence["state"],
+        "reference": joined[-chosen.most_reference :],
+        "pending": [],
+        "windows": state["windows"] + 1,
+    }
 
 
 def questions(rows: list[dict]) -> Questions:

@@ -41,7 +41,8 @@ def test_an_alert_moves_nothing_and_a_freeze_pauses(tmp_path, heard):
     ledger = new_ledger(tmp_path, "wiki")
     ask(ledger, "alert")
     assert ledger.outbox("wiki") == [] and not ledger.assistant("wiki")["paused"]
-    assert heard == [("wiki", "because")]
+    ask(ledger, "alert")
+    assert heard == [("wiki", "because")], "an alarm that stays on is told once"
     ask(ledger, "freeze")
     assert ledger.assistant("wiki")["paused"]
 

@@ -1,7 +1,10 @@
 """What the monitor remembers: a reference learnt once, then only new values."""
 
+from dataclasses import replace
+
 from data.records import Prompt
 from tasks import watch
+from tasks.drift import Signal
 from tasks.watch import MonitorSettings
 from tests.ledgers import release
 
@@ -21,13 +24,18 @@ def test_a_stream_of_another_model_starts_learning_again():
     assert (len(state["reference"]), state["detector"], left) == (3, None, [])
 
 
-def test_only_answer_side_streams_belong_to_model_prompt_and_settings():
-    from dataclasses import replace
+def test_a_reference_restarts_with_the_prompt_and_not_with_the_index():
+    reprompted = replace(release(), prompt=Prompt(system="Other."))
+    assert watch.served_by(release()) != watch.served_by(reprompted)
+    assert watch.served_by(release()) == watch.served_by(release(index="another"))
 
-    one, reprompted = release(), replace(release(), prompt=Prompt(system="Other."))
-    assert watch.served_by("grounding", one) != watch.served_by("grounding", reprompted)
-    assert watch.served_by("ratings", one) == watch.served_by("ratings", reprompted)
-    assert watch.served_by("grounding", one) == watch.served_by("grounding", release(index="another"))
+
+def test_a_quiet_window_joins_the_reference_and_one_out_of_line_does_not():
+    state = {"reference": [1, 2], "pending": [3, 4], "windows": 0, "detector": {}}
+    quiet = Signal("questions", 0.1, False, "", {"p": 0.9, "state": {}})
+    moved = Signal("questions", 0.99, False, "", {"p": 0.01, "state": {}})
+    assert watch.tested(state, quiet, SMALL)["reference"] == [1, 2, 3, 4]
+    assert watch.tested(state, moved, SMALL) == {"reference": [1, 2], "pending": [], "windows": 1, "detector": {}}
 
 
 def test_question_windows_are_disjoint_and_wait_until_they_are_full():

@@ -17,7 +17,7 @@ from functools import partial
 from data.records import Decoding, Generation, Model
 from serving.engine import Piece, settled
 
-CACHE_GB = 1  # about 90,000 tokens of this model, in 8-bit keys and values
+CACHE_GB = 1  # about 78,000 tokens of this model
 # A step holds Python's global lock, so its length is what a streaming neighbour waits: 256 prompt tokens at a time
 STEP_TOKENS = 512
 SEQUENCES = 64
@@ -158,11 +158,11 @@ class OpenVINOEngine:
                 live = list(self._live)
             try:
                 self._pipeline.step()
-            except RuntimeError as error:  # out of memory, or a broken graph: nothing after it can be trusted
+                ended = [request for request in live if self._collect(request)]
+            except Exception as error:  # whatever it is: were this thread gone silently, every request would wait
                 with self._wake:
                     self._failure = f"the engine failed and has to be opened again: {error}"
                     return self._fail(self._failure)
-            ended = [request for request in live if self._collect(request)]
             if ended:
                 with self._wake:
                     self._live = [request for request in self._live if request not in ended]

@@ -5,6 +5,7 @@ from alembic import op
 
 revision = "0001"
 down_revision = None
+TABLES = ("assistants", "releases", "decisions", "reports", "outbox", "signals", "feedback", "reviews", "tombstones")
 
 
 def upgrade() -> None:
@@ -100,5 +101,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in "tombstones reviews feedback signals outbox reports decisions releases assistants".split():
+    for table in reversed(TABLES):
         op.drop_table(table)
