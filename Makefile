@@ -17,7 +17,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Perennial needs Python 3.11; $(PYTHON) is $$($(PYTHON) --version)"; exit 1; }
 	@test $$(df -Pk . | awk 'NR==2 {print $$4}') -gt 6000000 || { echo "6 GB of free disk are needed here for the environment and the models: free some space"; exit 1; }
 	@echo "installing into $(VENV) (about 3 GB, a few minutes)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" || { echo "pip could not install $(TORCH): is there a network? Run make again to go on"; exit 1; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock || { echo "pip could not install requirements.lock: is there a network? Run make again to go on"; exit 1; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

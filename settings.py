@@ -6,10 +6,11 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent
+LOOPBACK = "127.0.0.1"  # where Prefect, MLflow and Ray listen: none of them asks for a key
 
 
 class Settings(BaseSettings):
@@ -39,6 +40,11 @@ class Settings(BaseSettings):
     request_timeout_s: float = 60.0
     max_queued: int = Field(128, description="requests in the endpoint at once; more get 429 with Retry-After")
 
+    @field_validator("home")
+    @classmethod
+    def whole(cls, home: Path) -> Path:
+        return home.expanduser().resolve()
+
     @property
     def ledger(self) -> str:
         return self.ledger_url or f"sqlite:///{self.home / 'ledger.db'}"
@@ -61,27 +67,27 @@ class Settings(BaseSettings):
 
     @property
     def endpoint(self) -> str:
-        return f"http://{self.host}:{self.endpoint_port}"
+        return f"http://{LOOPBACK if self.host == '0.0.0.0' else self.host}:{self.endpoint_port}"
 
     @property
     def mlflow(self) -> str:
-        return self.mlflow_uri or f"http://{self.host}:{self.mlflow_port}"
+        return self.mlflow_uri or f"http://{LOOPBACK}:{self.mlflow_port}"
 
     @property
     def prefect(self) -> str:
-        return self.prefect_api or f"http://{self.host}:{self.prefect_port}/api"
+        return self.prefect_api or f"http://{LOOPBACK}:{self.prefect_port}/api"
 
     @property
     def ray(self) -> str:
-        return self.ray_address or f"{self.host}:{self.ray_port}"
+        return self.ray_address or f"{LOOPBACK}:{self.ray_port}"
 
     @property
     def dashboard(self) -> str:
-        return f"http://{self.host}:{self.dashboard_port}"
+        return f"http://{LOOPBACK}:{self.dashboard_port}"
 
     @property
     def loopback(self) -> bool:
-        return self.host in ("127.0.0.1", "localhost", "::1")
+        return self.host in (LOOPBACK, "localhost")
 
 
 @lru_cache
@@ -97,12 +103,15 @@ QUIET = {
     "DEEPEVAL_DISABLE_DOTENV": "1",
     "RAGAS_DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
 }
 
 
@@ -119,7 +128,7 @@ def environment() -> dict[str, str]:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "RAY_ADDRESS": chosen.ray,
         # Said outright: a token file left by another Ray in the home folder would lock us out of our own.
-        "RAY_AUTH_MODE": "disabled" if chosen.loopback else "token",
+        "RAY_AUTH_MODE": "token" if chosen.ray_address else "disabled",
     }
 
 

@@ -21,6 +21,11 @@ SAMPLE = ROOT / "data" / "sample"
 PORTS = ("ENDPOINT_PORT", "PREFECT_PORT", "MLFLOW_PORT", "DASHBOARD_PORT", "RAY_PORT")
 
 
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 def free_ports() -> dict[str, str]:
     """Environment that gives every process a free port; Ray takes two more after its own."""
     found: list[int] = []
@@ -28,7 +33,7 @@ def free_ports() -> dict[str, str]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        if port < 65000 and all(abs(port - other) > 4 for other in found):
+        if port < 65000 and all(abs(port - other) > 4 for other in found) and all(map(is_free, (port + 1, port + 2))):
             found.append(port)
     return {f"PERENNIAL_{name}": str(port) for name, port in zip(PORTS, found, strict=True)}
 

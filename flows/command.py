@@ -45,9 +45,9 @@ def main() -> None:
 
     sources = Sources(chosen.assistant, whole(chosen.documents), whole(chosen.examples), whole(chosen.golden))
     training, gates = Training(), GateSettings()
-    if chosen.train_minutes:
+    if chosen.train_minutes is not None:
         training = replace(training, minutes=chosen.train_minutes)
-    if chosen.margin:
+    if chosen.margin is not None:
         gates = replace(gates, margin=chosen.margin)
     state = lifecycle(sources, training, gates, return_state=True)
     decision = state.result()

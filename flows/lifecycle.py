@@ -21,7 +21,7 @@ from tasks import deploy, evaluate, finetune, index, prepare, registry, remedy, 
 from tasks.deploy import Canary
 from tasks.finetune import Training
 from tasks.gate import GateSettings
-from tasks.remedy import Brakes
+from tasks.remedy import Brakes, Claim
 
 NAMES = {
     "promote": "Promoted",
@@ -69,6 +69,8 @@ def lifecycle(
         bootstrap = release_candidate(untuned, "bootstrap", snapshot, gates)
         if not (bootstrap.accepted and snapshot.examples):
             return named(bootstrap)
+    elif not snapshot.examples:
+        return named(release_candidate(replace(live, index=version), "reindex", snapshot, gates))
     model = finetune_model(snapshot, version, prompt, retrieval, training)
     tuned = Release(name, model, version, prompt, retrieval)
     return named(release_candidate(tuned, "tuned", snapshot, gates))
@@ -112,7 +114,7 @@ def reindex(assistant: str | None = None, outbox: int | None = None, brakes: Bra
         snapshot, version = prepare_and_index(claim.assistant)
         live, _ = live_pointer(claim.assistant)
         decision = release_candidate(replace(live, index=version), "reindex", snapshot, GateSettings())
-        claim.note(decision.reason)
+        conclude(claim, decision)
     return named(decision)
 
 
@@ -131,9 +133,10 @@ def retrain(
         snapshot, version = prepare_and_index(claim.assistant)
         live, _ = live_pointer(claim.assistant)
         model = finetune_model(snapshot, version, live.prompt, live.retrieval, training)
-        candidate = replace(live, model=model, index=version)
-        decision = release_candidate(candidate, "tuned", snapshot, gates)
-        claim.note(decision.reason)
+        snapshot, version = prepare_and_index(claim.assistant)  # documents may have changed while it trained
+        live, _ = live_pointer(claim.assistant)
+        decision = release_candidate(replace(live, model=model, index=version), "tuned", snapshot, gates)
+        conclude(claim, decision)
     return named(decision)
 
 
@@ -159,6 +162,7 @@ def rollback(
             raise RuntimeError(f"cannot roll {name!r} back to {back.id}: {broken}; {bad.id} stays live")
         book.promote(name, back.id, seq, kind="rollback", reason=claim.cause)
         remedy.emit("perennial.release.rolledback", name, {"release": bad.id, "to": back.id})
+        mirror(back.id, return_state=True)
         claim.note(f"from {bad.id} to {back.id}")
     decision = decide_gate(evaluate_release(back, bad, "rollback", snapshot), "rollback", GateSettings())
     if decision.verdict == "reject":
@@ -173,7 +177,7 @@ def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapsho
     book = ledger()
     if (known := evaluate.decided(book, candidate, live)) is not None:
         return known
-    judged_before = evaluate.tuned_decisions(book, candidate.assistant)
+    judged_before = evaluate.tuned_decisions(book, candidate)
     decision = decide_gate(evaluate_release(candidate, live, kind, snapshot), kind, gates, judged_before)
     book.decide_gate(candidate.assistant, decision)
     report.gate(decision)
@@ -194,8 +198,19 @@ def claimed(kind: str, assistant: str | None, outbox: int | None, brakes: Brakes
     if outbox is None:
         if assistant is None:
             raise ValueError(f"{kind} needs the name of an assistant, or the outbox row to act on")
+        if book.assistant(assistant)["live_release"] is None:
+            raise ValueError(f"{assistant!r} has nothing live yet; run its lifecycle first")
         outbox = remedy.ask_by_hand(book, assistant, kind, {})
     return remedy.claimed(book, outbox, str(flow_run.get_id()), brakes)
+
+
+def conclude(claim: Claim, decision: Decision) -> None:
+    """Note what came of a remedy; one that was refused is told to a person, one that was taken back is tried again."""
+    claim.note(decision.reason)
+    if decision.verdict == "rolledback":
+        claim.again(decision.reason)
+    elif not decision.accepted:
+        report.alert(claim.assistant, f"{claim.kind} was not released: {decision.reason}")
 
 
 def live_pointer(name: str) -> tuple[Release | None, int]:

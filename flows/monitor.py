@@ -17,6 +17,7 @@ from data.requests import RequestLog
 from settings import settings
 from tasks import diagnose, remedy, report, watch
 from tasks.diagnose import DiagnosisSettings, Evidence, Remedy
+from tasks.remedy import Brakes
 from tasks.watch import MonitorSettings
 
 watch_assistant = task(watch.watch, name="watch")
@@ -35,8 +36,13 @@ def monitor(
         name = row["name"]
         if row["live_release"] is None or row["paused"] or (assistants and name not in assistants):
             continue
-        evidence, states = watch_assistant(name, chosen)
-        found = diagnose_evidence(evidence, table)
+        state = watch_assistant(name, chosen, return_state=True)
+        if not state.is_completed():  # one assistant that cannot be watched must not blind the others
+            evidence, states = Evidence(), book.signal_states(name)
+            found = Remedy("alert", "unwatched", f"{name} cannot be watched: {state.message}")
+        else:
+            evidence, states = state.result()
+            found = diagnose_evidence(evidence, table)
         ask_for(book, name, row["live_release"], found, evidence, states)
         report.signals(name, evidence, found)
         done[name] = found.kind
@@ -76,14 +82,16 @@ def said_already(book: Ledger, name: str, live: str, found: Remedy) -> bool:
 
 
 @flow(log_prints=True)
-def reconcile(grace_s: float = 15.0) -> State:
+def reconcile(grace_s: float = 15.0, brakes: Brakes = Brakes()) -> State:
     """Start every remedy whose event was lost, and give back what a finished run holds. Doing it twice is safe."""
     book = Ledger(settings().ledger)
     freed = [row["seq"] for row in book.outbox(states=("claimed",)) if give_back(book, row)]
     started = []
     for row in book.outbox(states=("open",)):
-        if row["seq"] in freed or time.time() - row["at"] > grace_s:
-            key = f"outbox-{row['seq']}-{row['attempts']}"
+        now = time.time()
+        if (row["seq"] in freed or now - row["at"] > grace_s) and not remedy.waits(book, row, brakes, now):
+            # A started run that died before its claim is started again five minutes later; two starts, one claim
+            key = f"outbox-{row['seq']}-{row['attempts']}-{int(now // 300)}"
             run_deployment(
                 f"{row['kind']}/{row['kind']}", parameters={"outbox": row["seq"]}, timeout=0, idempotency_key=key
             )

@@ -1,4 +1,4 @@
-"""The processes of this machine: `python -m flows.stack start | run | status | stop`."""
+"""The processes of this machine: `python -m flows.stack start | run | status | stop | pause NAME | resume NAME`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from settings import ROOT, apply_environment, environment, settings
+from settings import LOOPBACK, ROOT, apply_environment, environment, settings
 
 BIN = Path(sys.executable).parent
 SAMPLE = ROOT / "data" / "sample"
@@ -40,7 +40,6 @@ def process_environment() -> dict[str, str]:
         | {
             "PERENNIAL_ROOT": str(ROOT),
             "PERENNIAL_BIN": str(BIN),
-            "PERENNIAL_HOST": chosen.host,
             "PERENNIAL_SOCKET": str(short(chosen.home / "s").with_suffix(".sock")),
             "PERENNIAL_RAY_TEMP": str(temp),
             "PERENNIAL_RAY_CLIENT_PORT": str(chosen.ray_port + 1),
@@ -85,7 +84,7 @@ def check_machine() -> None:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((chosen.host, port))
+                probe.bind((chosen.host if name == "endpoint_port" else LOOPBACK, port))
             except OSError as error:
                 raise SystemExit(
                     f"port {port} ({name}) is taken: stop what uses it, or choose another with "
@@ -95,7 +94,7 @@ def check_machine() -> None:
 
 def start() -> None:
     """Start every process and wait until each answers; starting twice changes nothing."""
-    from data.ledger import migrate
+    from data.ledger import Ledger, migrate
     from serving.engine.models import fetch
 
     chosen = settings()
@@ -105,11 +104,10 @@ def start() -> None:
             (chosen.home / folder).mkdir(parents=True, exist_ok=True)
         fetch()
         migrate(chosen.ledger)
-        database = f"sqlite:///{chosen.home / 'mlflow.db'}"
-        if not (chosen.home / "mlflow.db").exists():
-            say("preparing the MLflow database")
-            upgrade = [str(BIN / "mlflow"), "db", "upgrade", database]
-            subprocess.run(upgrade, env=process_environment(), check=True, capture_output=True)
+        free_what_died(Ledger(chosen.ledger))
+        say("preparing the MLflow database")
+        upgrade = [str(BIN / "mlflow"), "db", "upgrade", f"sqlite:///{chosen.home / 'mlflow.db'}"]
+        subprocess.run(upgrade, env=process_environment(), check=True, capture_output=True)
         say("starting Prefect, MLflow, Ray and the endpoint")
         command = [str(BIN / "supervisord"), "-c", str(ROOT / "supervisord.conf")]
         subprocess.run(command, env=process_environment(), check=True, timeout=60)
@@ -118,10 +116,18 @@ def start() -> None:
     deploy_flows()
 
 
+def free_what_died(book) -> None:
+    """Give back every claim and end every canary: nothing of ours runs yet, so whoever held them is dead."""
+    for row in book.outbox(states=("claimed",)):
+        book.free(row["seq"], row["claimed_by"])
+    for name in book.live():
+        book.set_canary(name, None)
+
+
 def deploy_flows() -> None:
     """The work pool and everything in prefect.yaml, when it has changed since it was last deployed."""
     marker = settings().home / "deployed"
-    sha = hashlib.sha256((ROOT / "prefect.yaml").read_bytes()).hexdigest()
+    sha = hashlib.sha256((ROOT / "prefect.yaml").read_bytes() + settings().prefect.encode()).hexdigest()
     if marker.exists() and marker.read_text() == sha:
         return
     say("deploying the flows of prefect.yaml")
@@ -173,7 +179,9 @@ def status() -> int:
     if not running():
         print("Perennial is not running here; start it with make run")
         return 1
-    print(supervisorctl("status").stdout.rstrip())
+    processes = supervisorctl("status").stdout.rstrip()
+    problems += sum("RUNNING" not in line for line in processes.splitlines())
+    print(processes)
     for name, (address, well) in health().items():
         problems += not well
         print(f"{name:10} {'ok  ' if well else 'DOWN'} {address}")
@@ -213,10 +221,14 @@ def run() -> None:
     ]  # fmt: skip
     with subprocess.Popen(command, env=process_environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True) as loop:
         assert loop.stdout is not None
-        lines = [line.rstrip() for line in loop.stdout]
+        last = ""
+        for line in loop.stdout:
+            if last:
+                print(last, flush=True)
+            last = line.rstrip()
     if loop.returncode:
         raise SystemExit(f"the loop ended with exit code {loop.returncode}; its log is above")
-    result = json.loads(lines[-1])
+    result = json.loads(last)
     print(f"\ndecision   {result['decision']}: {result['reason']}")
     for name in ("correct", "token_f1", "exact_match", "hit_rate", "citation_correct", "abstention"):
         value, before = (result[arm].get(name) for arm in ("metrics", "baseline"))
@@ -240,6 +252,16 @@ def print_answer(question: str) -> None:
     print(f"release    {reply['system_fingerprint']}")
 
 
+def pause(assistant: str, paused: bool) -> None:
+    """Stop or resume the automatic remedies of one assistant; open remedies wait and are not lost."""
+    from data.ledger import Ledger
+
+    book = Ledger(settings().ledger)
+    book.assistant(assistant)
+    book.pause(assistant, paused)
+    print(f"automatic remedies of {assistant} are {'paused' if paused else 'on'}")
+
+
 def say(what: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {what}", flush=True)
 
@@ -247,9 +269,15 @@ def say(what: str) -> None:
 def main() -> None:
     commands = {"start": start, "run": run, "status": status, "stop": stop}
     parser = argparse.ArgumentParser(prog="python -m flows.stack", description=__doc__)
-    parser.add_argument("command", choices=commands)
+    parser.add_argument("command", choices=[*commands, "pause", "resume"])
+    parser.add_argument("assistant", nargs="?", help="for pause and resume: whose automatic remedies")
     apply_environment()
-    sys.exit(commands[parser.parse_args().command]())
+    chosen = parser.parse_args()
+    if chosen.command in commands:
+        sys.exit(commands[chosen.command]())
+    if not chosen.assistant:
+        parser.error(f"{chosen.command} needs the name of an assistant")
+    pause(chosen.assistant, chosen.command == "pause")
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ def connect() -> None:
     import ray
 
     if not ray.is_initialized():
-        # Ray adopts the driver's environment for its workers; the flow's own run context has no business there.
-        ray.init(address=settings().ray, namespace="perennial", log_to_driver=False, logging_level="warning")
+        # What this driver's workers print (the progress of training) is shown here.
+        ray.init(address=settings().ray, namespace="perennial", log_to_driver=True, logging_level="warning")
 
 
 def ask(assistant: str, question: str, release: str | None = None, source: str = "smoke", timeout: float = 60) -> Asked:
@@ -96,6 +96,9 @@ def warm(release: Release) -> None:
             previous = [ledger.release(accepted) for accepted in ledger.accepted_releases(name)[:8]]
             others = [p.model.sha256[:12] for p in previous if p.model.sha256[:12] not in keep]
             keep |= set(others[:1])
+        for row in ledger.decisions(name, "gate", 5):  # a candidate that is in its smoke query or canary just now
+            if row["verdict"] in ("promote", "bootstrap") and time.time() - row["at"] < 1800:
+                keep.add(ledger.release(row["release"]).model.sha256[:12])
     for sha in replica.running() - keep:
         replica.delete(sha)
 
@@ -175,11 +178,19 @@ def _watch_traffic(ledger: Ledger, release: Release, chosen: Canary) -> list[Ask
     start = log.last_id(release.assistant)
     ledger.set_canary(release.assistant, release.id, chosen.share)
     deadline = time.monotonic() + chosen.wait_s * 2
-    while True:
-        rows = [row for row in log.window(release.assistant, start, 10_000) if row["release"] == release.id]
-        if len(rows) >= chosen.requests or time.monotonic() > deadline:
-            return [Asked(row["release"], row["answer"] or "", 0, row["total_s"], row["error"] or "") for row in rows]
-        time.sleep(1)
+    try:
+        while True:
+            rows = [row for row in log.window(release.assistant, start, 10_000) if row["release"] == release.id]
+            if len(rows) >= chosen.requests or time.monotonic() > deadline:
+                return [_seen(row) for row in rows]
+            time.sleep(1)
+    finally:
+        ledger.set_canary(release.assistant, None)
+
+
+def _seen(row: dict) -> Asked:
+    """A logged request; a client that went away or asked badly is not the release's fault."""
+    return Asked(row["release"], row["answer"] or "", 0, row["total_s"], row["error"] if row["status"] >= 500 else "")
 
 
 def rollback_release(ledger: Ledger, name: str, to: str | None, keep_index: bool) -> Release:
@@ -191,8 +202,11 @@ def rollback_release(ledger: Ledger, name: str, to: str | None, keep_index: bool
     live = ledger.live()[name].live
     if live is None:
         raise ValueError(f"{name!r} has no live release, so there is nothing to roll back")
+    known = ledger.accepted_releases(name)
+    if to and to not in known:
+        raise ValueError(f"{to} was never live for {name!r}; it can be one of {', '.join(known)}")
     target = ledger.release(to) if to else None
-    for accepted in ledger.accepted_releases(name):
+    for accepted in known:
         if target:
             break
         before = ledger.release(accepted)

@@ -141,11 +141,15 @@ def decide(evaluation: Evaluation, kind: str, gates: GateSettings, tuned_decisio
 
 
 def decided(ledger: Ledger, candidate: Release, live: Release | None) -> Decision | None:
-    """The decision on record for this candidate against this champion, if there is one."""
+    """The accepting decision on record for this candidate against this champion, if there is one.
+
+    A refusal is taken again: its evaluation is read unless the golden questions changed, and so may the settings have.
+    """
     row = ledger.gate_decision(candidate.id)
     if row is None or row["body"]["champion"] != (live.id if live else None):
         return None
-    return Decision.of(row["body"])
+    decision = Decision.of(row["body"])
+    return decision if decision.accepted else None
 
 
 def accepted(ledger: Ledger, live: Release) -> Decision:
@@ -157,9 +161,9 @@ def accepted(ledger: Ledger, live: Release) -> Decision:
     return replace(decision, reason=f"Live already, nothing it serves has changed. {decision.reason}")
 
 
-def tuned_decisions(ledger: Ledger, name: str) -> int:
-    """How many tuned candidates of an assistant the gate has judged (index-only refreshes do not wear a set out)."""
-    judged = {row["release"] for row in ledger.decisions(name, "gate", limit=10_000)}
+def tuned_decisions(ledger: Ledger, candidate: Release) -> int:
+    """How many other tuned candidates the gate has judged (index-only refreshes do not wear a golden set out)."""
+    judged = {row["release"] for row in ledger.decisions(candidate.assistant, "gate", limit=10_000)} - {candidate.id}
     return sum(ledger.release_row(release)["kind"] == "tuned" for release in judged)
 
 
@@ -307,12 +311,19 @@ class Arm:
         """1 for each probe question whose own section is retrieved, 0 else; changed sections come first."""
         from serving import rag
 
-        chunks = sorted(self.index.chunks(), key=lambda c: ((c.document, c.section_hash) not in changed, c.id))[:most]
-        asked = [probe_question(chunk) for chunk in chunks]
-        found = rag.retrieve_many(asked, self.index, self.embedder, self.release.retrieval, tombstones)
+        chunks = sorted(self.index.chunks(), key=lambda c: ((c.document, c.section_hash) not in changed, c.id))
+        sentences = [sorted(SENTENCE.split(c.text.replace("\n", " ")), key=len, reverse=True) for c in chunks]
+        asked = [  # the longest sentence of each, then the second longest, until there are enough
+            (chunk, mine[place][:300])
+            for place in range(max(map(len, sentences), default=0))
+            for chunk, mine in zip(chunks, sentences, strict=True)
+            if place < len(mine)
+        ][:most]
+        questions = [sentence for _, sentence in asked]
+        found = rag.retrieve_many(questions, self.index, self.embedder, self.release.retrieval, tombstones)
         return [
             float(any(hit.chunk.section_hash == chunk.section_hash for hit in hits))
-            for chunk, hits in zip(chunks, found, strict=True)
+            for (chunk, _), hits in zip(asked, found, strict=True)
         ]
 
 

@@ -27,7 +27,10 @@ class Brakes(Record):
 
 @dataclass(frozen=True)
 class Claim:
-    """A claimed outbox row: what to do, for whom, why. `note` takes the sentence the row is settled with."""
+    """A claimed outbox row: what to do, for whom, why.
+
+    `note` takes the sentence the row is settled with; `again` takes why it is to be tried again instead.
+    """
 
     outbox: int
     assistant: str
@@ -35,24 +38,35 @@ class Claim:
     cause: str
     body: dict
     note: Callable[[str], None]
+    again: Callable[[str], None]
 
 
-def braked(ledger: Ledger, row: dict, brakes: Brakes, now: float) -> str:
-    """Why this row must not run now, or ''. A person's own request passes the cooldown, not the pause."""
+def refused(ledger: Ledger, row: dict, brakes: Brakes, now: float) -> str:
+    """Why this row will never run, or '': attempts or the week's budget used up, or a person asks in a pause."""
     name, kind = row["assistant"], row["kind"]
-    if ledger.assistant(name)["paused"]:
-        return f"automation of {name!r} is paused"
     if row["attempts"] >= brakes.attempts:
         return f"it failed {row['attempts']} times"
-    acted = [r for r in ledger.outbox(name, ("acted",)) if r["kind"] == kind]
+    if row["body"].get("asked") == MANUAL:
+        return f"automation of {name!r} is paused" if ledger.assistant(name)["paused"] else ""
+    recent = [r for r in ledger.outbox(name, ("acted",)) if r["kind"] == kind and now - r["settled_at"] < 7 * 86400]
+    if len(recent) >= brakes.weekly:
+        return f"{len(recent)} of {brakes.weekly} {kind} runs of this week are used up"
+    return ""
+
+
+def waits(ledger: Ledger, row: dict, brakes: Brakes, now: float) -> str:
+    """Why this row must wait, or '': a pause, a cooldown, or its kind is running. It stays open for `reconcile`."""
+    name, kind = row["assistant"], row["kind"]
+    if [r for r in ledger.outbox(name, ("claimed",)) if r["kind"] == kind]:
+        return f"a {kind} of {name!r} is running"
     if row["body"].get("asked") == MANUAL:
         return ""
+    if ledger.assistant(name)["paused"]:
+        return f"automation of {name!r} is paused"
+    acted = [r for r in ledger.outbox(name, ("acted",)) if r["kind"] == kind]
     cooldown = getattr(brakes, f"{kind}_cooldown_s")
     if acted and 0 <= now - acted[-1]["settled_at"] < cooldown:
         return f"the last {kind} ended {now - acted[-1]['settled_at']:.0f} s ago; the cooldown is {cooldown:.0f} s"
-    recent = [r for r in acted if now - r["settled_at"] < 7 * 86400]
-    if len(recent) >= brakes.weekly:
-        return f"{len(recent)} of {brakes.weekly} {kind} runs of this week are used up"
     return ""
 
 
@@ -69,15 +83,20 @@ def ask_by_hand(ledger: Ledger, assistant: str, kind: str, body: dict) -> int:
 def claimed(ledger: Ledger, outbox: int, run: str, brakes: Brakes) -> Iterator[Claim | None]:
     """Hold an outbox row while its remedy runs, and settle it 'acted' at the end with what `Claim.note` was told.
 
-    Yields None, and nothing is to be done, when the row is settled, its kind is running already, or a brake refuses it.
-    When the remedy raises, the claim is given back, and `reconcile` tries again until the attempts are used up.
+    Yields None, and nothing is to be done now, when the row is settled or taken, or a brake holds it or refuses it.
+    When the remedy raises, or says `Claim.again`, the claim is given back, and `reconcile` tries again until the
+    attempts are used up.
     """
     found = next((row for row in ledger.outbox() if row["seq"] == outbox), None)
     if found is None:
         raise KeyError(f"there is no outbox row {outbox}")
-    if found["state"] == "open" and (reason := braked(ledger, found, brakes, time.time())):
+    if found["state"] == "open" and (reason := refused(ledger, found, brakes, time.time())):
         print(f"{found['kind']} refused: {reason}")
         ledger.settle(outbox, "refused", reason)
+        yield None
+        return
+    if found["state"] == "open" and (reason := waits(ledger, found, brakes, time.time())):
+        print(f"{found['kind']} waits: {reason}")
         yield None
         return
     row = ledger.claim(outbox, run)
@@ -86,12 +105,17 @@ def claimed(ledger: Ledger, outbox: int, run: str, brakes: Brakes) -> Iterator[C
         yield None
         return
     said: list[str] = []
+    unfinished: list[str] = []
     try:
-        yield Claim(outbox, row["assistant"], row["kind"], row["cause"], row["body"], said.append)
+        yield Claim(outbox, row["assistant"], row["kind"], row["cause"], row["body"], said.append, unfinished.append)
     except BaseException:
         ledger.free(outbox, run)
         raise
-    ledger.settle(outbox, "acted", said[-1] if said else "done", run)
+    if unfinished:
+        print(f"{row['kind']} will be tried again: {unfinished[-1]}")
+        ledger.free(outbox, run)
+    else:
+        ledger.settle(outbox, "acted", said[-1] if said else "done", run)
 
 
 def emit(event: str, assistant: str, payload: dict) -> None:

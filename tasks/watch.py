@@ -17,7 +17,7 @@ from data.ledger import Ledger
 from data.records import Interval, Record, Release, Sources, as_json, digest
 from data.requests import RequestLog
 from settings import settings
-from tasks import drift, index
+from tasks import deploy, drift, index
 from tasks.diagnose import Evidence
 from tasks.drift import EDetector, Questions, Signal, Watch
 
@@ -55,9 +55,12 @@ def watch(assistant: str, chosen: MonitorSettings = MonitorSettings()) -> tuple[
     sources = Sources.of(row["sources"])
     wait_for_quiet(sources, chosen.debounce_s)
     stale = index.stale_sections(sources, live.index)
+    if not stale:
+        unbury(book, live)
     states = book.signal_states(assistant)
     cursor = states.get("cursor", {"request": 0, "rating": 0})
-    asked = [r for r in log.window(assistant, cursor["request"], 20_000) if r["source"] == "user"]
+    logged = log.window(assistant, cursor["request"], 20_000)
+    asked = [r for r in logged if r["source"] == "user"]
     rated = [r for r in book.feedback(assistant, cursor["rating"]) if r["rating"] in (1, -1)]
     answered = [r for r in asked if r["status"] == 200]
 
@@ -86,15 +89,15 @@ def watch(assistant: str, chosen: MonitorSettings = MonitorSettings()) -> tuple[
         elif signal.name == "questions":
             questions = tested(questions, signal, chosen)
 
-    recent = asked[-chosen.recent_requests :]
-    failed = [r for r in recent if r["status"] >= 500]
+    recent = [r for r in asked if r["release"] == live.id][-chosen.recent_requests :]
+    failed = [r for r in recent if r["status"] == 500]  # 503 and 504 are about capacity, not about the release
     since = time.time() - row["live_since"] if row["live_since"] else None
     alarmed = {signal.name for signal in signals if signal.alarm}
     quality = bool(alarmed & {"grounding", "abstention", "ratings"})
     evidence = Evidence(
         signals=signals,
         seconds_since_promotion=since,
-        parse_failures=len(failed) / len(recent) if len(recent) >= 20 else 0.0,
+        parse_failures=len(failed) / len(recent) if len(recent) >= 20 and len(failed) >= 3 else 0.0,
         quality_alarm=bool(alarmed & {"grounding", "abstention"}),
         change_covers_deploy=bool(quality and since is not None and since < 86_400),
         stale_sections=len(stale.changed) + len(stale.added) + len(stale.deleted),
@@ -105,7 +108,7 @@ def watch(assistant: str, chosen: MonitorSettings = MonitorSettings()) -> tuple[
     if evidence.change_covers_deploy:
         evidence = replace(evidence, replay=replay(book, live, [r["question"] for r in answered], chosen))
     new_cursor = {
-        "request": asked[-1]["id"] if asked else cursor["request"],
+        "request": logged[-1]["id"] if logged else cursor["request"],
         "rating": rated[-1]["seq"] if rated else cursor["rating"],
         "stale": stale.fingerprint,
     }
@@ -113,6 +116,14 @@ def watch(assistant: str, chosen: MonitorSettings = MonitorSettings()) -> tuple[
         "cursor": new_cursor,
         "questions": questions,
     }
+
+
+def unbury(book: Ledger, live: Release) -> None:
+    """The live index holds exactly the sources: text that came back before a new index was released is shown again."""
+    from data.store import open_index
+
+    if book.tombstones(live.assistant) & (present := open_index(live.index).ids()):
+        book.bury(live.assistant, set(), present)
 
 
 def wait_for_quiet(sources: Sources, debounce_s: float) -> None:
@@ -152,8 +163,10 @@ def question_windows(state: dict | None, answered: list[dict], chosen: MonitorSe
     if len(state["pending"]) < chosen.window:
         return None, None, state
     log = RequestLog(settings().requests)
-    reference, window = (questions(log.rows(state[part])) for part in ("reference", "pending"))
-    return reference, window, state
+    kept = {part: log.rows(state[part]) for part in ("reference", "pending")}
+    if len(kept["reference"]) < chosen.reference // 2:  # pruned, or deleted by their users: learn again
+        return None, None, state | {"reference": [row["id"] for row in kept["reference"]]}
+    return questions(kept["reference"]), questions(kept["pending"]), state
 
 
 def tested(state: dict, signal: Signal, chosen: MonitorSettings) -> dict:
@@ -187,11 +200,13 @@ def replay(book: Ledger, live: Release, asked: list[str], chosen: MonitorSetting
     from tasks.evaluate import Arm
     from tasks.intervals import paired_interval
 
-    earlier = [r for r in book.accepted_releases(live.assistant) if r != live.id]
     recent = list(dict.fromkeys(asked))[-chosen.replay :]
-    if not earlier or len(recent) < 20:
+    try:
+        previous = deploy.rollback_release(book, live.assistant, None, keep_index=True)
+    except ValueError:  # there has been no other model, prompt or settings
         return {}
-    previous = replace(book.release(earlier[0]), index=live.index)
+    if len(recent) < 20:
+        return {}
     tombstones = book.tombstones(live.assistant)
     scores = []
     with ExitStack() as opened:

@@ -15,6 +15,11 @@ HOME = Path(tempfile.mkdtemp(prefix="pt", dir="/tmp"))  # short: Unix socket pat
 os.environ["PERENNIAL_HOME"] = str(HOME)
 
 
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 def free_ports(count: int) -> list[int]:
     """Free ports, each with the two after it free as well (Ray takes three in a row)."""
     found: list[int] = []
@@ -22,7 +27,7 @@ def free_ports(count: int) -> list[int]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        if port < 65000 and all(abs(port - other) > 4 for other in found):
+        if port < 65000 and all(abs(port - other) > 4 for other in found) and all(map(is_free, (port + 1, port + 2))):
             found.append(port)
     return found
 

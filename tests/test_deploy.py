@@ -104,6 +104,14 @@ def test_rollback_skips_releases_that_differ_in_the_index_alone(tmp_path):
     assert deploy.rollback_release(ledger, "wiki", None, keep_index=True).model == first.model
 
 
+def test_rollback_to_a_release_that_was_never_live_is_refused(tmp_path):
+    ledger = new_ledger(tmp_path, "wiki")
+    go_live(ledger, release())
+    accept(ledger, release(model="d"))
+    with pytest.raises(ValueError, match="was never live"):
+        deploy.rollback_release(ledger, "wiki", release(model="d").id, keep_index=True)
+
+
 def test_with_nothing_to_go_back_to_rollback_says_so(tmp_path):
     ledger = new_ledger(tmp_path, "wiki", "empty")
     go_live(ledger, release())

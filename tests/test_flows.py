@@ -207,21 +207,22 @@ def test_four_streaming_clients_see_no_failed_request_during_a_rollback_and_back
                 failures.append(f"{reply.status_code} {ids}")
             seen.update(ids)
 
-    clients = [threading.Thread(target=stream) for _ in range(4)]
+    clients = [threading.Thread(target=stream, daemon=True) for _ in range(4)]
     for client in clients:
         client.start()
     before = live()
     code = f"from flows.lifecycle import *; print(rollback({NAME!r}, to=%s, return_state=True).name)"
-    assert in_a_flow_process(code % "None") == "RolledBack"
-    away = live()
-    second = threading.Thread(target=in_a_flow_process, args=(code % repr(before.id),))
-    second.start()
-    wait_until(lambda: live().id == before.id, 120, 0.2)
-    time.sleep(3)  # a few more answers, by the release that is live again
-    stopped.set()
-    second.join()
-    for client in clients:
-        client.join()
+    try:
+        assert in_a_flow_process(code % "None") == "RolledBack"
+        away = live()
+        second = threading.Thread(target=in_a_flow_process, args=(code % repr(before.id),))
+        second.start()
+        wait_until(lambda: live().id == before.id, 120, 0.2)
+        time.sleep(3)  # a few more answers, by the release that is live again
+    finally:
+        stopped.set()
+    for thread in [*clients, second]:
+        thread.join()
     assert failures == []
     assert away.id != before.id and live().id == before.id
     assert {before.id, away.id} <= seen
@@ -229,19 +230,21 @@ def test_four_streaming_clients_see_no_failed_request_during_a_rollback_and_back
 
 def test_a_remedy_whose_event_died_with_the_server_still_happens_once(released):
     page = HOME / "documents" / "sharing" / "trash.md"
-    page.write_text(page.read_text().replace("81 days on Team", "83 days on Team"))
     status = command("flows.stack", "status").stdout
     server = int(re.search(r"prefect\s+RUNNING\s+pid (\d+)", status)[1])
     before = live()
     os.kill(server, signal.SIGKILL)
+    page.write_text(re.sub(r"\d+ days on Team", "83 days on Team", page.read_text()))
     seq = book().open_remedy(NAME, "reindex", "the event is lost", {"reason": "test"})
     emitted = (
         f"from tasks import remedy; remedy.emit('perennial.remedy.reindex', {NAME!r}, {{'outbox': {seq}}}); print(1)"
     )
     in_a_flow_process(emitted)
-    wait_until(lambda: book().outbox(NAME, ("acted",)) and book().outbox(NAME, ("acted",))[-1]["seq"] == seq, 300, 2)
+    row = wait_until(
+        lambda: next((r for r in book().outbox(NAME, ("acted", "merged")) if r["seq"] == seq), None), 300, 2
+    )
     assert live().id != before.id
-    assert [row["attempts"] for row in book().outbox(NAME) if row["seq"] == seq] == [1]
+    assert row["attempts"] == (1 if row["state"] == "acted" else 0)
 
 
 def monitor_now() -> None:

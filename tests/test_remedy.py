@@ -45,21 +45,32 @@ def test_a_remedy_that_raises_gives_its_claim_back_until_the_attempts_are_used_u
     assert state(ledger, seq) == "refused"
 
 
-def test_a_cooldown_refuses_and_a_person_passes_it(ledger):
+def test_a_cooldown_makes_a_row_wait_and_a_person_passes_it(ledger):
     first = ledger.open_remedy("wiki", "reindex", "edit 1", {})
     with remedy.claimed(ledger, first, "run-1", Brakes()):
         pass
     second = ledger.open_remedy("wiki", "reindex", "edit 2", {})
     with remedy.claimed(ledger, second, "run-2", Brakes(reindex_cooldown_s=60)) as claim:
         assert claim is None
-    assert state(ledger, second) == "refused"
+    assert state(ledger, second) == "open"
     third = remedy.ask_by_hand(ledger, "wiki", "reindex", {})
     with remedy.claimed(ledger, third, "run-3", Brakes(reindex_cooldown_s=60)) as claim:
         assert claim is not None
 
 
-def test_a_paused_assistant_refuses_every_remedy(ledger):
+def test_a_remedy_that_says_again_is_given_back(ledger):
+    seq = ledger.open_remedy("wiki", "reindex", "edit", {})
+    with remedy.claimed(ledger, seq, "run-1", Brakes()) as claim:
+        claim.again("the canary broke")
+    assert state(ledger, seq) == "open"
+
+
+def test_a_pause_keeps_rows_open_and_refuses_a_person(ledger):
     ledger.pause("wiki", True)
+    waiting = ledger.open_remedy("wiki", "reindex", "edit", {})
+    with remedy.claimed(ledger, waiting, "run-0", Brakes()) as claim:
+        assert claim is None
+    assert state(ledger, waiting) == "open"
     seq = remedy.ask_by_hand(ledger, "wiki", "rollback", {})
     with remedy.claimed(ledger, seq, "run-1", Brakes()) as claim:
         assert claim is None

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import context
 
-from data.ledger import metadata
+from data.tables import metadata
 
 url = context.config.get_main_option("sqlalchemy.url")
 with sa.create_engine(url).connect() as connection:
