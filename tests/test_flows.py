@@ -212,17 +212,24 @@ def test_four_streaming_clients_see_no_failed_request_during_a_rollback_and_back
         client.start()
     before = live()
     code = f"from flows.lifecycle import *; print(rollback({NAME!r}, to=%s, return_state=True).name)"
+    said: list[str] = []
+    runs = [
+        threading.Thread(target=lambda to=to: said.append(in_a_flow_process(code % to)))
+        for to in ("None", repr(before.id))
+    ]
     try:
-        assert in_a_flow_process(code % "None") == "RolledBack"
+        runs[0].start()
+        wait_until(lambda: live().id != before.id and not book().outbox(NAME, ("open", "claimed")), 120, 0.2)
         away = live()
-        second = threading.Thread(target=in_a_flow_process, args=(code % repr(before.id),))
-        second.start()
+        time.sleep(3)  # answers by the release gone back to, and then by the one that is live again
+        runs[1].start()
         wait_until(lambda: live().id == before.id, 120, 0.2)
-        time.sleep(3)  # a few more answers, by the release that is live again
+        time.sleep(3)
     finally:
         stopped.set()
-    for thread in [*clients, second]:
+    for thread in [*clients, *runs]:
         thread.join()
+    assert said == ["RolledBack", "RolledBack"]
     assert failures == []
     assert away.id != before.id and live().id == before.id
     assert {before.id, away.id} <= seen
