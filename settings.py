@@ -19,9 +19,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PERENNIAL_", extra="ignore")
 
     home: Path = Field(ROOT / ".perennial", description="folder of all local state")
-    host: str = Field(
-        "127.0.0.1", description="address every server listens on; beyond loopback an api_key is required"
-    )
+    host: str = Field("127.0.0.1", description="address of the endpoint; beyond loopback an api_key is required")
     api_key: str | None = Field(None, description="bearer key of the endpoint; needed when host is not loopback")
     endpoint_port: int = 8000
     prefect_port: int = 4200

@@ -16,7 +16,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from data.records import Decision, Release, Sources, as_json
-from data.tables import assistants, decisions, feedback, outbox, releases, reports, reviews, signals, tombstones
+from data.tables import assistants, decisions, feedback, outbox, releases, reviews, signals, tombstones
 
 FINAL = ("acted", "merged", "vetoed", "refused")
 CONDITIONS = {"gate": ("promote", "bootstrap"), "smoke": ("answered",), "canary": ("held",)}
@@ -161,7 +161,7 @@ class Ledger:
                     f"{release} may not go live: its {condition} says {said}, not {' or '.join(accepted)}"
                 )
 
-    # --- releases, decisions, reports ---------------------------------------------------------
+    # --- releases, decisions ---------------------------------------------------------
 
     def add_release(self, release: Release, kind: str, parent: str | None, snapshot: dict) -> None:
         """Record a release (kind: bootstrap, tuned, reindex, reprompt, rollback). Adding it twice changes nothing."""
@@ -217,15 +217,6 @@ class Ledger:
         query = sa.select(decisions).where(decisions.c.release == release_id, decisions.c.kind == "gate")
         found = self.rows(query.order_by(decisions.c.seq.desc()).limit(1))
         return found[0] if found else None
-
-    def add_report(self, release: str, kind: str, body: dict) -> None:
-        with self.write() as c:
-            c.execute(reports.insert().values(release=release, kind=kind, body=body, at=time.time()))
-
-    def report(self, release: str, kind: str) -> dict | None:
-        query = sa.select(reports.c.body).where(reports.c.release == release, reports.c.kind == kind)
-        found = self.rows(query.order_by(reports.c.seq.desc()).limit(1))
-        return found[0]["body"] if found else None
 
     # --- outbox: what should be done ----------------------------------------------------------
 

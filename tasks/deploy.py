@@ -147,7 +147,6 @@ def canary(release: Release, questions: Sequence[str], chosen: Canary = Canary()
     body = {"canary": mode, "requests": len(asked), "latency_ratio": ratio}
     reason = broken or f"{len(asked)} answers without a broken constraint ({mode})"
     ledger.decide(name, "canary", release.id, "broken" if broken else "held", reason, body)
-    ledger.set_canary(name, None)
     return broken
 
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,26 +14,9 @@ HOME = Path(tempfile.mkdtemp(prefix="pt", dir="/tmp"))  # short: Unix socket pat
 os.environ["PERENNIAL_HOME"] = str(HOME)
 
 
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
+from benchmarks.machine import free_ports  # noqa: E402
 
-
-def free_ports(count: int) -> list[int]:
-    """Free ports, each with the two after it free as well (Ray takes three in a row)."""
-    found: list[int] = []
-    while len(found) < count:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port < 65000 and all(abs(port - other) > 4 for other in found) and all(map(is_free, (port + 1, port + 2))):
-            found.append(port)
-    return found
-
-
-NAMES = ("ENDPOINT_PORT", "PREFECT_PORT", "MLFLOW_PORT", "DASHBOARD_PORT", "RAY_PORT")
-for name, port in zip(NAMES, free_ports(len(NAMES)), strict=True):
-    os.environ[f"PERENNIAL_{name}"] = str(port)
+os.environ.update(free_ports())
 
 from settings import apply_environment  # noqa: E402
 
