@@ -82,8 +82,8 @@ def ask(port: str, question: str) -> dict:
 
 
 def watch(folder: Path, port: str, seen: dict, start: float, done: threading.Event) -> None:
-    """Every three seconds: proportional memory of every process of this clone, and whether it answers yet."""
-    while not done.wait(3):
+    """Every five seconds: proportional memory of every process of this clone, and whether it answers yet."""
+    while not done.wait(5):
         total = 0
         for process in psutil.process_iter():
             try:

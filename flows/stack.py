@@ -217,7 +217,7 @@ def run() -> None:
         sys.executable, "-m", "flows.lifecycle", "--assistant", ASSISTANT,
         "--documents", str(SAMPLE / "documents"),
         "--examples", str(SAMPLE / "examples.jsonl"), "--golden", str(SAMPLE / "golden.jsonl"),
-        "--train-minutes", "3", "--margin", "0.10", "--json",
+        "--train-minutes", "2.5", "--margin", "0.10", "--json",
     ]  # fmt: skip
     with subprocess.Popen(command, env=process_environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True) as loop:
         assert loop.stdout is not None

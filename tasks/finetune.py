@@ -33,13 +33,14 @@ def finetune(
     prompt: Prompt = Prompt(),
     retrieval: Retrieval = Retrieval(),
     training: Training = Training(),
-    release_tag: str = "",
 ) -> Model:
     """The tuned model for these inputs, under settings().models/tuned/<key>; a second call reads its record.
 
     Needs Ray: initialised, or reachable at settings().ray. Interrupted training goes on from its last complete
     checkpoint. Raises ValueError when there is nothing to train on, or training diverged or changed nothing.
     """
+    import ray
+
     from serving.engine.models import base_folder, base_model
 
     base = base_model()
@@ -53,9 +54,13 @@ def finetune(
     if not (work / "rows.npz").exists():
         training_rows(snapshot, index, prompt, retrieval, training, workers).save(work / "partial.npz")
         os.replace(work / "partial.npz", work / "rows.npz")
+    if not ray.is_initialized():
+        ray.init(address=settings().ray)
     if not (work / "adapter" / COMPLETE).exists():
-        train(work, training, workers, f"{release_tag or snapshot.assistant}-{key}")
-    made = publish(work / "adapter", base_folder(), base, target, work / "training.json")
+        train(work, training, workers, f"{snapshot.assistant}-{key}")
+    # In a process of its own: merging holds the base in float32 twice, which would stay with the flow to its end
+    publishing = ray.remote(num_cpus=0, max_calls=1)(publish)
+    made = ray.get(publishing.remote(work / "adapter", base_folder(), base, target, work / "training.json"))
     shutil.rmtree(work)
     return made
 
@@ -97,14 +102,11 @@ def training_rows(
 
 def train(work: Path, training: Training, workers: int, name: str) -> None:
     """Run `train_loop_per_worker` on `workers` Ray Train workers; leaves `work`/adapter and `work`/training.json."""
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from serving.engine.models import base_folder
 
-    if not ray.is_initialized():
-        ray.init(address=settings().ray)
     gpu = settings().training_gpu
     config = {"work": str(work), "base": str(base_folder()), "training": asdict(training), "gpu": gpu, "nice": 10}
     TorchTrainer(

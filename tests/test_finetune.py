@@ -403,8 +403,8 @@ def test_a_record_follows_its_folder(trained, base, tmp_path):
 # --- all of it --------------------------------------------------------------------------------
 
 
-@pytest.mark.model
-def test_finetuning_the_real_base_in_ray_changes_its_answers_and_the_second_call_is_a_read(models, monkeypatch):
+@pytest.mark.stack
+def test_finetuning_the_real_base_in_ray_changes_its_answers_and_the_second_call_is_a_read(stack, monkeypatch):
     import ray
 
     from data.records import Decoding
@@ -413,8 +413,6 @@ def test_finetuning_the_real_base_in_ray_changes_its_answers_and_the_second_call
 
     monkeypatch.setattr(finetune, "training_rows", lambda *given: real_rows())
     snapshot, index = SimpleNamespace(id="s", assistant="doors"), SimpleNamespace(checksum="i")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    ray.init(num_cpus=2, include_dashboard=False, address="local")
     try:
         made = finetune.finetune(snapshot, index, training=Training(minutes=0.5))
     finally:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.machine import free_ports
 from flows import stack
 from settings import Settings
 
@@ -14,7 +15,8 @@ def test_a_taken_port_is_named_with_the_variable_that_changes_it(monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        monkeypatch.setattr(stack, "settings", lambda: Settings(mlflow_port=port))
+        free = {name.removeprefix("PERENNIAL_").lower(): int(number) for name, number in free_ports().items()}
+        monkeypatch.setattr(stack, "settings", lambda: Settings(**free | {"mlflow_port": port}))
         with pytest.raises(SystemExit, match=rf"port {port} \(mlflow_port\) is taken.*PERENNIAL_MLFLOW_PORT"):
             stack.check_machine()
 
