@@ -72,6 +72,7 @@ def lifecycle(
     elif not snapshot.examples:
         return named(release_candidate(replace(live, index=version), "reindex", snapshot, gates))
     model = finetune_model(snapshot, version, prompt, retrieval, training)
+    snapshot, version = prepare_and_index(name)  # documents may have changed while it trained
     tuned = Release(name, model, version, prompt, retrieval)
     return named(release_candidate(tuned, "tuned", snapshot, gates))
 
@@ -235,8 +236,8 @@ def index_snapshot(sources: Sources, snapshot: Snapshot) -> IndexVersion:
     version = build_index(snapshot)
     book = ledger()
     book.register(sources, as_json(snapshot))
-    evaluate.bury_outdated(book, version)
-    evaluate.ask_reviews(book, snapshot)
+    index.bury_outdated(book, version)
+    report.ask_reviews(book, snapshot)
     report.snapshot(snapshot)
     return version
 

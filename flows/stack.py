@@ -80,7 +80,8 @@ def check_machine() -> None:
     free = shutil.disk_usage(chosen.home if chosen.home.exists() else ROOT).free / 1e9
     if free < DISK_GB:
         raise SystemExit(f"{free:.1f} GB of disk are free at {chosen.home}; {DISK_GB} GB are needed. Free some space")
-    for name, port in ports().items():
+    wanted = [*ports().items(), *(("ray_port", chosen.ray_port + more) for more in (1, 2))]  # Ray takes two more
+    for name, port in wanted:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data import chunking, formats
+from data.ledger import Ledger
 from data.records import ChunkSettings, IndexVersion, Record, Snapshot, Sources, digest
 from tasks.prepare import documents
 
@@ -113,3 +114,15 @@ def embed_on_ray(folder: str, texts: list[str]) -> np.ndarray:
     for item in embedded:
         result[item["row"]] = item["vector"]
     return result
+
+
+def bury_outdated(ledger: Ledger, version: IndexVersion) -> None:
+    """Tombstone every chunk of earlier index versions that is not in `version`, before anything is gated."""
+    from data.store import open_index
+
+    present = open_index(version).ids()
+    earlier: set[str] = set()
+    releases = [ledger.release(accepted) for accepted in ledger.accepted_releases(version.assistant)[:8]]
+    for index in {release.index for release in releases}:
+        earlier |= open_index(index).ids()
+    ledger.bury(version.assistant, earlier - present, present)

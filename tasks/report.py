@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from data.records import Decision, Snapshot
+from data.ledger import Ledger
+from data.records import Decision, Snapshot, as_json
 from tasks import prepare
 from tasks.diagnose import Evidence, Remedy
 
@@ -63,3 +64,10 @@ def signals(assistant: str, evidence: Evidence, found: Remedy) -> None:
     ]
     print(f"{assistant}: {found.kind} (row {found.row}): {found.reason}")
     create_table_artifact(key="signals", table=rows, description=f"{assistant}: {found.kind}. {found.reason}"[:250])
+
+
+def ask_reviews(ledger: Ledger, snapshot: Snapshot) -> None:
+    """Put the golden questions that aged with their source into the review queue."""
+    aged = [question for question in prepare.golden(snapshot) if not question.votes]
+    subjects = {f"{question.id}@{snapshot.id}": as_json(question) for question in aged}
+    ledger.ask_review(snapshot.assistant, "aged golden question", subjects)

@@ -197,7 +197,7 @@ def replay(book: Ledger, live: Release, asked: list[str], chosen: MonitorSetting
     Live quality of an unlabelled answer: its grounding, 0 for an abstention.
     """
     from serving import rag
-    from tasks.evaluate import Arm
+    from tasks.arm import Arm
     from tasks.intervals import paired_interval
 
     recent = list(dict.fromkeys(asked))[-chosen.replay :]

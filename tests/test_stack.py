@@ -10,14 +10,15 @@ from flows import stack
 from settings import Settings
 
 
-def test_a_taken_port_is_named_with_the_variable_that_changes_it(monkeypatch):
+@pytest.mark.parametrize(("name", "beyond"), [("mlflow_port", 0), ("ray_port", 0), ("ray_port", 2)])
+def test_a_taken_port_is_named_with_the_variable_that_changes_it(name, beyond, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        free = {name.removeprefix("PERENNIAL_").lower(): int(number) for name, number in free_ports().items()}
-        monkeypatch.setattr(stack, "settings", lambda: Settings(**free | {"mlflow_port": port}))
-        with pytest.raises(SystemExit, match=rf"port {port} \(mlflow_port\) is taken.*PERENNIAL_MLFLOW_PORT"):
+        free = {key.removeprefix("PERENNIAL_").lower(): int(number) for key, number in free_ports().items()}
+        monkeypatch.setattr(stack, "settings", lambda: Settings(**free | {name: port - beyond}))
+        with pytest.raises(SystemExit, match=rf"port {port} \({name}\) is taken.*PERENNIAL_{name.upper()}"):
             stack.check_machine()
 
 

@@ -1,0 +1,139 @@
+"""One release open for questions: its engine, index and embedder, answering and scored as the endpoint answers."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from data.records import Answer, Chunk, GoldenQuestion, Hit, Release
+from tasks.gate import GateSettings, Scores
+
+SLICE = 64
+SENTENCE = re.compile(r"(?<=[.!?])\s+")
+
+
+def sentences(chunk: Chunk) -> list[str]:
+    """The sentences of a chunk, longest first: questions that this chunk must be found for."""
+    return [s[:300] for s in sorted(SENTENCE.split(chunk.text.replace("\n", " ")), key=len, reverse=True)]
+
+
+class Arm:
+    """A release with its engine, index and embedder open, answering as the endpoint does."""
+
+    def __init__(self, release: Release, engine, index, embedder):
+        self.release, self.engine, self.index, self.embedder = release, engine, index, embedder
+        self.by_section: dict[tuple[str, str], set[str]] = {}
+        self.by_document: dict[str, set[str]] = {}
+        for chunk in index.chunks():
+            self.by_section.setdefault((chunk.document, chunk.section_hash), set()).add(chunk.id)
+            self.by_document.setdefault(chunk.document, set()).add(chunk.id)
+
+    @classmethod
+    def open(cls, release: Release, opened: ExitStack, engine=None) -> Arm:
+        from data.embedding import load
+        from data.store import open_index
+        from serving.engine import open_engine
+        from serving.engine.models import embedder_folder
+
+        if engine is None:
+            engine = open_engine(release.model)
+            opened.callback(engine.close)
+        return cls(release, engine, open_index(release.index), load(embedder_folder()))
+
+    def gold_chunks(self, question: GoldenQuestion) -> frozenset[str]:
+        """Ids of the chunks of the section (else the document) that the question is bound to, in this arm's index."""
+        found = self.by_section.get((question.document, question.section_hash))
+        return frozenset(found or self.by_document.get(question.document, ()))
+
+    def answer(
+        self, golden: Sequence[GoldenQuestion], left_out: set[str], tombstones: frozenset[str], name: str
+    ) -> list[Answer]:
+        from serving import rag
+
+        start, answers = time.monotonic(), []
+        for first in range(0, len(golden), SLICE):
+            some = golden[first : first + SLICE]
+            asked = [question.question for question in some]
+            hidden = [self.gold_chunks(q) if q.id in left_out else frozenset() for q in some]
+            found = rag.retrieve_many(asked, self.index, self.embedder, self.release.retrieval, tombstones, hidden)
+            answers += rag.answer_given(asked, found, self.release, self.engine)
+            print(f"evaluate: {name} {len(answers)}/{len(golden)} answered, {time.monotonic() - start:.0f} s")
+        return answers
+
+    def score(
+        self, golden: Sequence[GoldenQuestion], answers: list[Answer], given_passage: bool
+    ) -> tuple[Scores, list[dict]]:
+        """Scores under every metric, and one row a question for the report.
+
+        Unanswerable questions have no gold chunk. `given_f1` is F1 with only the answering section as context: what
+        the model makes of the right passage.
+        """
+        from tasks import metrics
+
+        gold = [self.gold_chunks(q) if q.answers else frozenset() for q in golden]
+        items = [
+            metrics.Item(question.question, answer, question, chunks)
+            for question, answer, chunks in zip(golden, answers, gold, strict=True)
+        ]
+        scored: dict[str, list] = metrics.score(items)
+        if given_passage:
+            scored["given_f1"] = self.given(golden, gold)
+        documents = {question.document for question in golden}
+        by_section = len(documents) < GateSettings().min_clusters
+        clusters = [f"{q.document}#{q.section}" if by_section else q.document for q in golden]
+        slices = [(q.document.split("/")[0],) if "/" in q.document else () for q in golden]
+        unit = "section" if by_section else "document"
+        rows = [
+            {
+                "id": question.id,
+                "question": question.question,
+                "accepted": list(question.answers),
+                "answer": answer.text,
+                "hits": [hit.chunk.id for hit in answer.hits],
+                "correct": value,
+            }
+            for question, answer, value in zip(golden, answers, scored["correct"], strict=True)
+        ]
+        ids = tuple(question.id for question in golden)
+        return Scores(ids, tuple(clusters), scored, tuple(slices), unit), rows
+
+    def given(self, golden: Sequence[GoldenQuestion], gold: list[frozenset[str]]) -> list[float | None]:
+        from serving import rag
+        from tasks import metrics
+
+        places = [at for at, question in enumerate(golden) if question.answers and gold[at]]
+        budget = self.release.retrieval.top_k
+        hits = [
+            tuple(Hit(self.index.chunk(chunk), 1.0, math.nan) for chunk in sorted(gold[at])[:budget]) for at in places
+        ]
+        answers = rag.answer_given([golden[at].question for at in places], hits, self.release, self.engine)
+        items = [
+            metrics.Item(golden[at].question, answer, golden[at], gold[at])
+            for at, answer in zip(places, answers, strict=True)
+        ]
+        scored: list[float | None] = [None] * len(golden)
+        for at, value in zip(places, metrics.score(items, ["token_f1"])["token_f1"], strict=True):
+            scored[at] = value
+        return scored
+
+    def probe(self, changed: set[tuple[str, str]], most: int, tombstones: frozenset[str]) -> list[float]:
+        """1 for each probe question whose own section is retrieved, 0 else; changed sections come first."""
+        from serving import rag
+
+        chunks = sorted(self.index.chunks(), key=lambda c: ((c.document, c.section_hash) not in changed, c.id))
+        cut = [sentences(chunk) for chunk in chunks]
+        asked = [  # the longest sentence of each, then the second longest, until there are enough
+            (chunk, mine[place])
+            for place in range(max(map(len, cut), default=0))
+            for chunk, mine in zip(chunks, cut, strict=True)
+            if place < len(mine)
+        ][:most]
+        questions = [sentence for _, sentence in asked]
+        found = rag.retrieve_many(questions, self.index, self.embedder, self.release.retrieval, tombstones)
+        return [
+            float(any(hit.chunk.section_hash == chunk.section_hash for hit in hits))
+            for (chunk, _), hits in zip(asked, found, strict=True)
+        ]
