@@ -10,6 +10,7 @@ FIGURES = {
     "wiki-gain": "benchmarks.wiki_gain",
     "heal-edit": "benchmarks.heal_edit",
     "serve-while-training": "benchmarks.serve_while_training",
+    "retrieval-quality": "benchmarks.retrieval_quality",
 }
 
 

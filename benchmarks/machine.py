@@ -45,24 +45,34 @@ def run(*words: str, timeout: float = 3000) -> str:
 
 
 @contextmanager
-def machine() -> Iterator[Path]:
-    """Everything up in a temporary home, with the models already fetched for this checkout; stopped at the end."""
-    home = Path(tempfile.mkdtemp(prefix="pb", dir="/tmp"))
-    os.environ.update(free_ports() | {"PERENNIAL_HOME": str(home)})
-    kept = ROOT / ".perennial" / "models"
-    (home / "models").mkdir()
-    for folder in kept.iterdir() if kept.exists() else ():
-        if folder.name != "tuned":
-            (home / "models" / folder.name).symlink_to(folder)
-    try:
-        print(run("flows.stack", "start"), file=sys.stderr)
-        from settings import apply_environment
+def home() -> Iterator[Path]:
+    """A temporary home with the models of this checkout, fetched if they are not there yet; deleted at the end."""
+    kept, folder = ROOT / ".perennial" / "models", Path(tempfile.mkdtemp(prefix="pb", dir="/tmp"))
+    os.environ["PERENNIAL_HOME"] = str(ROOT / ".perennial")
+    run("serving.engine.models")
+    os.environ.update(free_ports() | {"PERENNIAL_HOME": str(folder)})
+    (folder / "models").mkdir()
+    for model in kept.iterdir():
+        if model.name != "tuned":
+            (folder / "models" / model.name).symlink_to(model)
+    from settings import apply_environment
 
+    try:
         apply_environment()
-        yield home
+        yield folder
     finally:
-        run("flows.stack", "stop")
-        shutil.rmtree(home, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def machine() -> Iterator[Path]:
+    """Everything up in a `home`; stopped at the end."""
+    with home() as folder:
+        try:
+            print(run("flows.stack", "start"), file=sys.stderr)
+            yield folder
+        finally:
+            run("flows.stack", "stop")
 
 
 def lifecycle(*words: str) -> dict:

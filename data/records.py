@@ -233,11 +233,18 @@ class Prompt(Record):
 
 @dataclass(frozen=True)
 class Retrieval(Record):
-    """Hybrid search: `candidates` from each of vectors and full text, fused by reciprocal rank, `top_k` shown."""
+    """Hybrid search: `candidates` from each of vectors and full text, their scores added, `top_k` shown.
+
+    `vector_weight`, 0 to 1, is what the vectors count for; the words count for the rest.
+    """
 
     top_k: int = 3
     candidates: int = 30
-    rrf_k: int = 60
+    vector_weight: float = 0.5
+
+    def __post_init__(self):
+        if not 0 <= self.vector_weight <= 1:
+            raise ValueError(f"vector_weight is {self.vector_weight}; give 0 (words alone) to 1 (vectors alone)")
 
 
 @dataclass(frozen=True)
@@ -284,7 +291,7 @@ class Release(Record):
 
 @dataclass(frozen=True)
 class Hit(Record):
-    """A retrieved chunk, its fused score, and its cosine similarity to the question (NaN if found by words alone)."""
+    """A retrieved chunk, its fused score, and its cosine similarity to the question (NaN if nobody searched for it)."""
 
     chunk: Chunk
     score: float

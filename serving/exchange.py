@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
@@ -134,7 +133,7 @@ class Exchange:
 def _log_hits(row: Logged, hits: tuple[Hit, ...], vector: np.ndarray) -> None:
     row.chunks = tuple(hit.chunk.id for hit in hits)
     row.scores = tuple(float(hit.score) for hit in hits)
-    row.similarity = max((float(hit.similarity) for hit in hits if not math.isnan(hit.similarity)), default=None)
+    row.similarity = max((float(hit.similarity) for hit in hits), default=None)
     row.embedding = vector.astype("<f2").tobytes()
 
 
@@ -148,14 +147,9 @@ def citations(answer: Answer) -> list[dict]:
 
 
 def scores(answer: Answer) -> list[dict]:
-    """What was retrieved, best first; `similarity` is null where only words found the chunk."""
+    """What was retrieved, best first."""
     return [
-        {
-            "chunk": hit.chunk.id,
-            "score": float(hit.score),
-            "similarity": None if math.isnan(hit.similarity) else float(hit.similarity),
-        }
-        for hit in answer.hits
+        {"chunk": hit.chunk.id, "score": float(hit.score), "similarity": float(hit.similarity)} for hit in answer.hits
     ]
 
 

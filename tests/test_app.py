@@ -20,7 +20,7 @@ LIVE = Release("helpdesk", Model("a" * 64, "m.gguf", "openvino", "b"), INDEX)
 OTHER = Release("helpdesk", Model("c" * 64, "m.gguf", "openvino", "b"), INDEX, guard=Guard(max_new_tokens=100))
 HITS = (
     Hit(Chunk("c1", "a.md", "Offices", "Lyon", "h", "Lyon opens at 9 a.m. on weekdays."), 0.03, 0.8),
-    Hit(Chunk("c2", "b.md", "Offices", "Nice", "h", "Nice is closed."), 0.02, float("nan")),
+    Hit(Chunk("c2", "b.md", "Offices", "Nice", "h", "Nice is closed."), 0.02, 0.1),
 )
 TOKEN = "internal secret"
 
@@ -135,7 +135,7 @@ def test_an_answer_carries_its_marks_citations_release_and_usage(stack):
     assert answer["usage"] == {"prompt_tokens": 50, "completion_tokens": 4, "total_tokens": 54}
     (citation,) = answer["citations"]
     assert (citation["number"], citation["chunk"], citation["text"]) == (1, "c1", HITS[0].chunk.text)
-    assert [score["similarity"] for score in answer["retrieval_scores"]] == [0.8, None]
+    assert [score["similarity"] for score in answer["retrieval_scores"]] == [0.8, 0.1]
     assert reply.headers["x-request-id"]
 
 

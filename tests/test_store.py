@@ -1,6 +1,5 @@
 """Chunks, vectors and full text in immutable versions."""
 
-import math
 import threading
 import zlib
 
@@ -92,15 +91,26 @@ def test_equal_contents_rank_equally_whatever_came_before():
 
 
 def test_search_joins_words_and_vectors():
-    version = write(*TEXTS)
-    hits = store.open_index(version).search(
-        "QB syslog", Embed()(["invoice due May"])[0], Retrieval(top_k=2, candidates=1)
-    )
+    index, vector = store.open_index(write(*TEXTS)), Embed()(["invoice due May"])[0]
+    hits = index.search("QB syslog", vector, Retrieval(top_k=2, candidates=1))
     assert {hit.chunk.text for hit in hits} == {TEXTS[1], TEXTS[2]}
-    similarity = {hit.chunk.text: hit.similarity for hit in hits}
-    assert similarity[TEXTS[1]] > 0.5
-    assert math.isnan(similarity[TEXTS[2]])
-    assert hits[0].score == pytest.approx(1 / 61)
+    stored = {chunk.id: index.vectors()[chunk.id] @ vector for chunk in index.chunks()}
+    assert {hit.chunk.id: hit.similarity for hit in hits} == {
+        hit.chunk.id: pytest.approx(float(stored[hit.chunk.id]), abs=1e-6) for hit in hits
+    }
+
+
+@pytest.mark.parametrize(("weight", "first"), [(0.9, TEXTS[1]), (0.1, TEXTS[2])])
+def test_the_vector_weight_says_whose_best_comes_first(weight, first):
+    index = store.open_index(write(*TEXTS))
+    hits = index.search("syslog port", Embed()(["invoice due May"])[0], Retrieval(vector_weight=weight))
+    assert hits[0].chunk.text == first
+    assert 0.9 <= hits[0].score <= 1
+
+
+def test_a_weight_beyond_its_bounds_is_refused():
+    with pytest.raises(ValueError, match=r"vector_weight is 1\.5"):
+        Retrieval(vector_weight=1.5)
 
 
 def test_an_excluded_chunk_is_never_found_and_does_not_take_a_place():
