@@ -1,4 +1,7 @@
-"""Markdown, plain text and HTML into (title or '', blocks); a block is (level, line): 0 for text, 1 to 6 a heading."""
+"""Markdown, plain text, HTML and reStructuredText into (title or '', blocks).
+
+A block is (level, line): 0 for text, 1 to 6 a heading.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ _TAG = re.compile(
     r"|sub|summary|sup|table|tbody|td|th|thead|tr|u|video)(?:\s[^<>]*)?/?>",
     re.I,
 )
+_RST_ROLE = re.compile(r":[\w:+.-]+:`~?([^`<]+?)(?:\s*<[^`>]*>)?`")
+_RST_OPTION = re.compile(r":[\w-]+:")
 _LEFT_OUT = ["nav", "footer", "script", "style", "noscript", "template", "svg", "iframe", "head", "title"]
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0(?![.\d])", re.I)
 
@@ -139,3 +144,48 @@ def _html_blocks(page) -> Iterator[tuple[int, str]]:
             level = int(node.name[1]) if re.fullmatch(r"h[1-6]", node.name) else 0
             marks = [NavigableString("- ")] if node.name == "li" else []
             stack += [(level,), *reversed(node.contents), *marks, (0,)]
+
+
+def rst(text: str) -> tuple[str, Blocks]:
+    """Blocks of reStructuredText by docutils, which includes no file here; Sphinx's own roles and directives keep
+    their text."""
+    from docutils.core import publish_doctree
+
+    settings = {
+        "file_insertion_enabled": False,
+        "raw_enabled": False,
+        "report_level": 5,
+        "halt_level": 5,
+        "doctitle_xform": False,
+        "_disable_config": True,
+    }
+    return "", list(_rst_blocks(publish_doctree(text, settings_overrides=settings), 0))
+
+
+def _rst_blocks(node, level: int) -> Iterator[tuple[int, str]]:
+    from docutils import nodes
+
+    for child in node.children:
+        if isinstance(child, nodes.section):
+            yield from _rst_blocks(child, level + 1)
+        elif isinstance(child, nodes.title):
+            yield max(level, 1), _rst_text(child)
+        elif isinstance(child, nodes.row):
+            yield 0, " | ".join(map(_rst_text, child.children))
+        elif isinstance(child, nodes.literal_block):
+            yield from ((0, line) for line in [*child.astext().split("\n"), ""])
+        elif isinstance(child, nodes.system_message):  # a directive docutils does not know: its text without options
+            for block in child.findall(nodes.literal_block):
+                lines = [line.strip() for line in block.astext().split("\n")[1:]]
+                yield from ((0, line) for line in [*(line for line in lines if not _RST_OPTION.match(line)), ""])
+        elif isinstance(child, nodes.Invisible):
+            continue
+        elif isinstance(child, nodes.TextElement):
+            yield from ((0, line) for line in (_rst_text(child), ""))
+        else:
+            yield from _rst_blocks(child, level)
+
+
+def _rst_text(node) -> str:
+    """One line of text; `:ref:`the limits <limits>`` is 'the limits'."""
+    return _RST_ROLE.sub(r"\1", " ".join(node.astext().split()))

@@ -1,14 +1,18 @@
 """Files into documents, questions and quarantine."""
 
 import gzip
+import io
 import json
+import tarfile
+import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import formats
-from data.formats import READERS, clean, files, read, read_examples
+from data import formats, readers
+from data.formats import files, read, read_examples
+from data.readers import READERS, clean
 
 SQUAD = {
     "data": [
@@ -154,7 +158,146 @@ def test_examples_are_read_from_jsonl_and_csv(tmp_path):
     assert (examples[0].document, examples[0].section, refused) == ("d.md", "S", [])
 
 
-BOMB = gzip.compress(b"a" * (formats.MOST_BYTES + 1), 1)
+def packed(**members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def pdf(pages, bookmarks=(), password=None):
+    """A PDF with one line of text a page; `bookmarks`: (title, page from 0)."""
+    from pypdf import PdfWriter
+    from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+
+    writer = PdfWriter()
+    font = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/Helvetica"}
+    fonts = DictionaryObject({NameObject(key): NameObject(value) for key, value in font.items()})
+    for text in pages:
+        page, stream = writer.add_blank_page(300, 300), DecodedStreamObject()
+        stream.set_data(f"BT /F1 12 Tf 20 200 Td ({text}) Tj ET".encode())
+        page[NameObject("/Contents")] = stream
+        page[NameObject("/Resources")] = DictionaryObject(
+            {NameObject("/Font"): DictionaryObject({NameObject("/F1"): fonts})}
+        )
+    for title, page in bookmarks:
+        writer.add_outline_item(title, page)
+    if password:
+        writer.encrypt(password)
+    buffer = io.BytesIO()
+    writer.write(buffer)
+    return buffer.getvalue()
+
+
+def word():
+    from docx import Document
+
+    document = Document()
+    document.add_heading("Trash", 0)
+    document.add_paragraph("Intro.")
+    document.add_heading("How long", 2)
+    table = document.add_table(2, 2)
+    for cell, text in zip(
+        (cell for row in table.rows for cell in row.cells), ("Plan", "Days", "Team", "75"), strict=True
+    ):
+        cell.text = text
+    document.add_paragraph("Then they are gone.")
+    buffer = io.BytesIO()
+    document.save(buffer)
+    return buffer.getvalue()
+
+
+RST = """
+=====
+Trash
+=====
+
+Intro, see :ref:`the limits <limits>`.
+
+How *long*
+==========
+
++------+------+
+| Plan | Days |
++======+======+
+| Team | 75   |
++------+------+
+
+.. code-block:: sh
+
+   keep --days 75
+
+.. versionchanged:: 2.0
+   Was 60.
+
+.. include:: /etc/passwd
+
+.. comment
+"""
+
+
+def test_word_and_rst_give_title_sections_and_table_rows(tmp_path):
+    assert outline(read(put(tmp_path / "word", a_DOT_docx=word()))) == (
+        "Trash",
+        [("", "Intro."), ("How long", "Plan | Days\nTeam | 75\nThen they are gone.")],
+    )
+    title, sections = outline(read(put(tmp_path / "rst", a_DOT_rst=RST)))
+    assert title == "Trash" and sections[0] == ("", "Intro, see the limits.")
+    assert sections[1] == ("How long", "Plan | Days\nTeam | 75\nkeep --days 75\n\nWas 60.")
+
+
+def test_a_pdf_has_a_section_a_page_under_its_bookmark(tmp_path):
+    content = pdf(["Keys are wrapped.", "Ports are closed.", "Logs stay."], bookmarks=[("Security", 1)])
+    assert outline(read(put(tmp_path, handbook_DOT_pdf=content))) == (
+        "Handbook",
+        [
+            ("Page 1", "Keys are wrapped."),
+            ("Security > Page 2", "Ports are closed."),
+            ("Security > Page 3", "Logs stay."),
+        ],
+    )
+
+
+def tarred(**members):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("link.md")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("name", "pack"), [("docs_DOT_zip", packed), ("docs_DOT_tar_DOT_gz", tarred)])
+def test_an_archive_is_read_file_by_file(tmp_path, name, pack):
+    members = {
+        "guide/a.md": b"# A\ntext",
+        "b.txt": b"other",
+        ".hidden/c.md": b"# C\nx",
+        "../up.md": b"# Up\nx",
+        "bad.json": b"{",
+        "inner.zip": packed(**{"d.md": b"x"}),
+        "e.pptx": b"x",
+    }
+    found, plain = read(put(tmp_path, **{name: pack(**members)})), name.replace("_DOT_", ".")
+    assert [document.id for document in found.documents] == [f"{plain}/b.txt", f"{plain}/guide/a.md"]
+    reasons = {row.file.removeprefix(f"{plain}/"): row.reason for row in found.quarantined}
+    assert set(reasons) == {"bad.json", "inner.zip", "e.pptx"}
+    assert "inside an archive" in reasons["inner.zip"] and "no reader" in reasons["e.pptx"]
+
+
+def test_an_archive_that_unpacks_to_too_much_is_read_up_to_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "MOST_ARCHIVE_BYTES", 10)
+    found = read(put(tmp_path, docs_DOT_zip=packed(**{"a.md": b"# A\ntext", "b.md": b"# B\ntext"})))
+    assert [document.id for document in found.documents] == ["docs.zip/a.md"]
+    assert (found.quarantined[0].file, "unpacks to more" in reason(found)) == ("docs.zip", True)
+
+
+BOMB = gzip.compress(b"a" * (readers.MOST_BYTES + 1), 1)
 BAD = {
     "empty_DOT_md": (b"", "empty"),
     "blank_DOT_txt": (b" \n ", "empty"),
@@ -170,7 +313,14 @@ BAD = {
     "broken_DOT_parquet": (b"PAR1 nothing PAR1", "not Parquet"),
     "nocolumn_DOT_csv": (b"a,b\n1,2\n", "no column"),
     "slides_DOT_pptx": (b"PK", "no reader for '.pptx'"),
-    "locked_DOT_pdf": (b"%PDF-1.7 /Encrypt", "no reader for '.pdf'"),
+    "broken_DOT_pdf": (b"%PDF-1.7 /Encrypt", "not a sound PDF"),
+    "scan_DOT_pdf": (pdf([""]), "text recognition"),
+    "locked_DOT_pdf": (pdf(["Keys are wrapped."], password="x"), "encrypted"),
+    "broken_DOT_docx": (b"PK\3\4", "not a sound Word file"),
+    "not-word_DOT_docx": (packed(**{"a.txt": b"x"}), "not a sound Word file"),
+    "bomb_DOT_docx": (packed(**{"word/document.xml": b"a" * (readers.MOST_BYTES + 1)}), "unpacks to more"),
+    "broken_DOT_zip": (b"PK\3\4", "cannot be read"),
+    "broken_DOT_tar_DOT_gz": (gzip.compress(b"plain"), "cannot be read"),
 }
 
 
