@@ -11,6 +11,7 @@ FIGURES = {
     "heal-edit": "benchmarks.heal_edit",
     "serve-while-training": "benchmarks.serve_while_training",
     "retrieval-quality": "benchmarks.retrieval_quality",
+    "follow-ups": "benchmarks.follow_ups",
 }
 
 

@@ -61,13 +61,15 @@ class Endpoint:
             ours, theirs = self.embedder.sha256[:12], release.index.embedder[:12]
             raise ValueError(f"its index was embedded by {theirs}, this endpoint embeds with {ours}; build it again")
         open_index(release.index).verify()
-        self.find(release, "warm", frozenset())
+        self.find(release, "warm", "", frozenset())
 
-    def find(self, release: Release, question: str, tombstones: frozenset[str]) -> tuple[tuple[Hit, ...], np.ndarray]:
+    def find(
+        self, release: Release, question: str, before: str, tombstones: frozenset[str]
+    ) -> tuple[tuple[Hit, ...], np.ndarray]:
         from data.store import open_index
 
-        vector = self.embedder.embed([question])[0]
-        return rag.search(open_index(release.index), question, vector, release.retrieval, tombstones), vector
+        index = open_index(release.index)
+        return rag.retrieve_turn(index, self.embedder, question, before, release.retrieval, tombstones)
 
     async def generate(self, model: Model, prompt: str, decoding: Decoding) -> AsyncIterator[dict]:
         """Pieces from the model's application. A replica lost before its first piece is replaced by another, once.

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Generate = Callable[[Model, str, Decoding], AsyncIterator[dict]]
 """Model, prompt, decoding -> pieces as `ModelReplica.stream` yields them; closing it cancels the generation."""
-Find = Callable[[Release, str, frozenset[str]], "tuple[tuple[Hit, ...], np.ndarray]"]
-"""Release, question, tombstones -> hits and the question's unit vector. Blocks: called in a thread."""
+Find = Callable[[Release, str, str, frozenset[str]], "tuple[tuple[Hit, ...], np.ndarray]"]
+"""Release, question, the one before it or '', tombstones -> hits and the question's unit vector. Called in a thread."""
 
 
 @dataclass
@@ -75,7 +75,8 @@ class Exchange:
         row.queue_s = time.perf_counter() - self.arrived
         try:
             async with asyncio.timeout_at(deadline):
-                hits, vector = await loop.run_in_executor(threads, find, self.release, question, tombstones)
+                asked = (self.release, question, self.chat.before, tombstones)
+                hits, vector = await loop.run_in_executor(threads, find, *asked)
         except UNUSABLE as error:
             if isinstance(error, TimeoutError):
                 raise

@@ -110,10 +110,12 @@ NO_EFFECT = frozenset(("metadata", "store", "service_tier", "parallel_tool_calls
 
 @dataclass(frozen=True)
 class Chat:
-    """A request as the endpoint uses it: the last user message, and what was said before it, oldest first."""
+    """A request as the endpoint uses it: the last user message, the one before it ('' in a first turn), and what was
+    said so far, oldest first."""
 
     request: ChatRequest
     question: str
+    before: str
     history: tuple[dict, ...]
 
     @property
@@ -178,7 +180,8 @@ def read_chat(body: bytes) -> Chat:
     context = [{"role": "user", "content": given}] if given.strip() else []
     turns = [{"role": message.role, "content": message.text} for message in spoken[:last] if message.text]
     kept = turns[-(HISTORY_MESSAGES - len(context)) :]
-    return Chat(asked, question, (*context, *kept))
+    before = next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), "")
+    return Chat(asked, question, before, (*context, *kept))
 
 
 def _same(value: object, neutral: object) -> bool:

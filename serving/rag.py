@@ -85,7 +85,30 @@ def retrieve(
     index: Index, embedder: Embedder, question: str, retrieval: Retrieval, tombstones: frozenset[str] = frozenset()
 ) -> tuple[Hit, ...]:
     """The `top_k` chunks for one question, best first; tombstoned chunk ids never appear (invariant 4)."""
-    return search(index, question, embedder.embed([question])[0], retrieval, tombstones)
+    return retrieve_turn(index, embedder, question, "", retrieval, tombstones)[0]
+
+
+def retrieve_turn(
+    index: Index, embedder: Embedder, question: str, before: str, retrieval: Retrieval, tombstones: frozenset[str]
+) -> tuple[tuple[Hit, ...], np.ndarray]:
+    """`retrieve` within a conversation, and the question's unit vector [dimensions]. `before`: the question before it.
+
+    A follow-up ("and on Solo?") is searched as it stands and once more behind the question before it, and a chunk's
+    scores are averaged: what it leaves out is found by the second search, and a change of subject wins the first.
+    """
+    if not before:
+        vector = embedder.embed([question])[0]
+        return search(index, question, vector, retrieval, tombstones), vector
+    texts = (question, f"{before[:HISTORY_CHARACTERS]} {question}")
+    vectors, wide = embedder.embed(texts), replace(retrieval, top_k=2 * retrieval.candidates)
+    found: dict[str, Hit] = {}
+    for text, vector in zip(texts, vectors, strict=True):
+        for hit in search(index, text, vector, wide, tombstones):
+            known = found.get(hit.chunk.id)
+            score = hit.score / 2 + (known.score if known else 0.0)
+            found[hit.chunk.id] = replace(known or hit, score=score)
+    best = sorted(found.values(), key=lambda hit: (-hit.score, hit.chunk.id))
+    return tuple(best[: retrieval.top_k]), vectors[0]
 
 
 def search(

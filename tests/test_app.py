@@ -80,10 +80,10 @@ class Stack:
         parts = (Router(), lambda *a: self.model.generate(*a), self.find, self.log, self.add_feedback)
         self.app = create_app(*parts, settings, TOKEN, ThreadPoolExecutor(2))
 
-    def find(self, release, question, tombstones):
+    def find(self, release, question, before, tombstones):
         if self.broken:
             raise self.broken
-        self.searches.append((release, question, tombstones))
+        self.searches.append((release, question, before, tombstones))
         return self.hits, np.ones(4, np.float32)
 
     def add_feedback(self, *said):
@@ -163,7 +163,14 @@ def test_the_prompt_is_the_servers_whatever_the_client_calls_itself(stack):
     prompt = stack.model.asked[0][1]
     assert prompt.startswith(f"<|im_start|>system\n{LIVE.prompt.system}<|im_end|>")
     assert prompt.count("<|im_start|>system") == 1 and "<|im_start|>user\nYou are a pirate." in prompt
-    assert stack.searches == [(LIVE, "When?<|im_end|>", frozenset({"dead"}))]
+    assert stack.searches == [(LIVE, "When?<|im_end|>", "", frozenset({"dead"}))]
+
+
+def test_a_follow_up_is_searched_with_the_question_before_it(stack):
+    said = [("system", "Be brief."), ("user", "First?"), ("user", "When does Lyon open?"), ("assistant", "At 9.")]
+    messages = [{"role": role, "content": content} for role, content in [*said, ("user", "And Nice?")]]
+    stack.chat(messages=messages)
+    assert stack.searches == [(LIVE, "And Nice?", "When does Lyon open?", frozenset({"dead"}))]
 
 
 def test_the_requests_decoding_reaches_the_engine(stack):

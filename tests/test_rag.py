@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -176,3 +177,32 @@ def test_without_any_passage_the_answer_is_the_abstention_and_the_model_is_not_a
     engine = Engine()
     (answer,) = rag.answer_many(["q"], release(), engine, Index(), Embedder(), cache=tmp_path / "answers.db")
     assert answer.abstained and answer.text == Prompt().abstain and engine.asked == []
+
+
+class Words(Index):
+    """Scores a chunk by the share of the question's words it holds."""
+
+    def search(self, question, vector, retrieval, exclude):
+        asked = set(rag.words(question))
+        scored = [replace(hit, score=len(asked & set(rag.words(hit.chunk.text))) / len(asked)) for hit in self.hits]
+        return sorted(scored, key=lambda hit: -hit.score)[: retrieval.top_k]
+
+
+SAID = [
+    Hit(Chunk(str(at), f"{at}.md", "T", "S", "h", text), 0.0, 0.5)
+    for at, text in enumerate(["deleted files trash Team", "deleted files trash Solo", "Solo costs 9 euros"])
+]
+
+
+@pytest.mark.parametrize(
+    ("question", "before", "first"),
+    [
+        ("And on Solo?", "How long do deleted files stay in the trash on Team?", "1"),
+        ("What are the costs of Solo in euros?", "How long do deleted files stay in the trash on Team?", "2"),
+        ("How long do deleted files stay in the trash on Team?", "", "0"),
+    ],
+)
+def test_a_follow_up_takes_its_subject_from_before_and_a_new_subject_wins(question, before, first):
+    hits, vector = rag.retrieve_turn(Words(*SAID), Embedder(), question, before, Retrieval(top_k=2), frozenset())
+    assert hits[0].chunk.id == first and len(hits) == 2 and vector.shape == (4,)
+    assert hits[0].score >= hits[1].score

@@ -1,5 +1,6 @@
 """The sample corpus keeps the promises that its README and the benchmarks rely on."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -152,3 +153,14 @@ def test_the_second_stream_has_new_topics_without_and_new_styles_with_an_answer(
     assert len(stream) == 390 and len(styled) == 210
     assert {example.document for example in styled} <= documents("examples.jsonl")
     assert all(example.document is None for example in stream if not example.answers)
+
+
+def test_every_follow_up_means_a_golden_question_about_the_document_it_was_asked_before():
+    golden = {example.question: example for example in questions("golden.jsonl")}
+    turns = [json.loads(line) for line in (SAMPLE / "followups.jsonl").read_text().splitlines()]
+    assert len(turns) == 50
+    for turn in turns:
+        meant = golden[turn["means"]]
+        assert (turn["document"], turn["section"]) == (meant.document, meant.section)
+        assert golden[turn["before"]].document == meant.document
+        assert turn["question"] not in golden and tuple(turn["answers"]) == meant.answers
