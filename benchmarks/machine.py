@@ -103,12 +103,14 @@ def content(reply: dict) -> str:
 def data(name: str) -> str:
     """A file of real data from the folder PERENNIAL_DATA; without it, where the file comes from."""
     sources = {
-        "squadshifts_new_wiki.json.gz": "SQuADShifts (Miller et al. 2020), github.com/modestyachts/squadshifts-website",
+        "squadshifts": "SQuADShifts (Miller et al. 2020), github.com/modestyachts/squadshifts-website",
+        "docs_pydantic": "the docs folder of a release of Pydantic, github.com/pydantic/pydantic, as .tar.gz",
     }
     folder = os.environ.get("PERENNIAL_DATA")
     path = Path(folder or ".") / name
     if not folder or not path.exists():
-        sys.exit(f"{name} is needed: set PERENNIAL_DATA to the folder that holds it (source: {sources[name]})")
+        source = next(where for start, where in sources.items() if name.startswith(start))
+        sys.exit(f"{name} is needed: set PERENNIAL_DATA to the folder that holds it (source: {source})")
     return str(path.resolve())
 
 

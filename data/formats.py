@@ -26,8 +26,8 @@ def read(path: str) -> Read:
     """Everything under `path`, a folder, a file or a glob, cleaned; exact duplicates of a document are left out.
 
     Ids are paths relative to the folder (to the fixed part of a glob), `path#row` inside a file of rows, the title in
-    a SQuAD file, `archive/path` in an archive. Hidden files are skipped. Raises FileNotFoundError when nothing is at
-    `path`: a share that is not mounted must not look like a deletion.
+    a SQuAD file, `archive/path` in an archive (`path` where a single archive is given). Hidden files are skipped.
+    Raises FileNotFoundError when nothing is at `path`: a share that is not mounted must not look like a deletion.
     """
     found = Read()
     for name, file in files(path):
@@ -51,10 +51,13 @@ def read_examples(path: str) -> tuple[list[Example], list[Quarantined]]:
 
 
 def files(path: str) -> list[tuple[str, Path]]:
-    """(name, file) of every visible file under `path`, sorted by name. Raises FileNotFoundError when there is none."""
+    """(name, file) of every visible file under `path`, sorted by name. Raises FileNotFoundError when there is none.
+
+    A single archive has the name '': its files are named as in a folder of its own.
+    """
     start = Path(path).expanduser()
     if start.is_file():
-        return [(start.name, start)]
+        return [("" if _is_archive(start) else start.name, start)]
     if start.is_dir():
         root, chosen = start, (Path(folder) / name for folder, _, names in os.walk(start) for name in names)
     else:
@@ -78,20 +81,24 @@ def _reason(error: Exception) -> str:
 
 def _contents(name: str, file: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """(name, how to get its bytes) of the file itself, or of each visible file in the archive that it is."""
-    if not name.lower().endswith(ARCHIVES):
+    if not _is_archive(file):
         yield name, partial(_bytes, name, file)
         return
-    total = 0
+    total, folder = 0, f"{name}/" if name else ""
     try:
-        for inner, size, load in _zipped(file) if name.lower().endswith(".zip") else _tarred(file):
+        for inner, size, load in _zipped(file) if file.suffix.lower() == ".zip" else _tarred(file):
             total += size
             if total > MOST_ARCHIVE_BYTES:
                 raise Unreadable(f"unpacks to more than {MOST_ARCHIVE_BYTES >> 20} MiB; the rest was left out")
             if not any(part.startswith(".") for part in inner.split("/")):
-                yield f"{name}/{inner}", partial(_member, inner, size, load)
+                yield folder + inner, partial(_member, inner, size, load)
     except (Unreadable, OSError, EOFError, zlib.error, *BROKEN) as error:
         reason = str(error) if isinstance(error, Unreadable) else _reason(error)
-        yield name, partial(_refuse, reason)
+        yield name or file.name, partial(_refuse, reason)
+
+
+def _is_archive(file: Path) -> bool:
+    return file.name.lower().endswith(ARCHIVES)
 
 
 def _zipped(file: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
@@ -115,7 +122,7 @@ def _bytes(name: str, file: Path) -> bytes:
 
 
 def _member(name: str, size: int, load: Callable[[], bytes]) -> bytes:
-    if name.lower().endswith(ARCHIVES):
+    if _is_archive(Path(name)):
         raise Unreadable("an archive inside an archive; unpack it first")
     if _reader(name) is None:
         raise Unreadable(f"no reader for {Path(name).suffix or name!r}; there are {', '.join(READERS)}")

@@ -288,6 +288,8 @@ def test_an_archive_is_read_file_by_file(tmp_path, name, pack):
     reasons = {row.file.removeprefix(f"{plain}/"): row.reason for row in found.quarantined}
     assert set(reasons) == {"bad.json", "inner.zip", "e.pptx"}
     assert "inside an archive" in reasons["inner.zip"] and "no reader" in reasons["e.pptx"]
+    alone = read(str(tmp_path / plain))
+    assert [document.id for document in alone.documents] == ["b.txt", "guide/a.md"]
 
 
 def test_an_archive_that_unpacks_to_too_much_is_read_up_to_there(tmp_path, monkeypatch):
