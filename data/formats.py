@@ -86,6 +86,7 @@ def _contents(name: str, file: Path) -> Iterator[tuple[str, Callable[[], bytes]]
         return
     total, folder = 0, f"{name}/" if name else ""
     try:
+        _require_plain(file)
         for inner, size, load in _zipped(file) if file.suffix.lower() == ".zip" else _tarred(file):
             total += size
             if total > MOST_ARCHIVE_BYTES:
@@ -116,9 +117,13 @@ def _tarred(file: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
 
 
 def _bytes(name: str, file: Path) -> bytes:
-    if not file.is_file():
-        raise Unreadable("not a plain file, or a link to nothing")
+    _require_plain(file)
     return _member(name, file.stat().st_size, file.read_bytes)
+
+
+def _require_plain(file: Path) -> None:
+    if not file.is_file():  # reading a pipe would wait for ever
+        raise Unreadable("not a plain file, or a link to nothing")
 
 
 def _member(name: str, size: int, load: Callable[[], bytes]) -> bytes:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import tarfile
 import zipfile
 
@@ -383,3 +384,11 @@ def test_every_reader_refuses_rather_than_crashes_on_noise(tmp_path):
     found = read(put(tmp_path, good_DOT_md="# Good\ntext"))
     assert [document.id for document in found.documents] == ["good.md"]
     assert len(found.quarantined) == len(READERS)
+
+
+@pytest.mark.parametrize("name", ["pipe.md", "pipe.zip", "pipe.tar.gz"])
+def test_a_pipe_among_the_files_is_refused_rather_than_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    found = read(put(tmp_path, good_DOT_md="# Good\ntext"))
+    assert [document.id for document in found.documents] == ["good.md"]
+    assert "not a plain file" in reason(found)
