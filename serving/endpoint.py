@@ -106,7 +106,7 @@ class Endpoint:
             raise RuntimeError("the router's thread has ended")
         live = next((routing.live for routing in list(self.router.routings.values()) if routing.live), None)
         if live:
-            await asyncio.get_running_loop().run_in_executor(self.threads, self.find, live, "health", frozenset())
+            await asyncio.get_running_loop().run_in_executor(self.threads, self.find, live, "health", "", frozenset())
 
 
 @cache
