@@ -1,0 +1,63 @@
+"""The Serve ingress without Serve: what warming and its health check do to the index of a live release."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from data import store
+from data.records import IndexVersion, Model, Release
+from serving.endpoint import Endpoint
+
+INDEX = IndexVersion("helpdesk", "uri", "t", 1, "sum", "emb", "chunk", 1, 1, "snap")
+LIVE = Release("helpdesk", Model("a" * 64, "m.gguf", "openvino", "b"), INDEX)
+
+
+class Index:
+    def __init__(self):
+        self.asked, self.broken = [], None
+
+    def verify(self):
+        if self.broken:
+            raise self.broken
+
+    def search(self, question, vector, retrieval, exclude):
+        self.verify()
+        self.asked.append(question)
+        return []
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    made, index = Endpoint.__new__(Endpoint), Index()
+    monkeypatch.setattr(store, "open_index", lambda record: index)
+    made.embedder = SimpleNamespace(sha256="emb", embed=lambda texts: np.ones((len(texts), 4), np.float32))
+    made.threads = ThreadPoolExecutor(1)
+    routing = SimpleNamespace(live=LIVE)
+    made.router = SimpleNamespace(alive=True, routings={"helpdesk": routing}, close=made.threads.shutdown)
+    made.requests = SimpleNamespace(close=lambda: None)
+    made.index = index
+    return made
+
+
+def test_health_and_warming_search_the_index(endpoint):
+    asyncio.run(endpoint.check_health())
+    endpoint.warm(LIVE)
+    assert endpoint.index.asked == ["health", "warm"]
+
+
+def test_a_damaged_index_or_a_dead_router_is_unhealthy(endpoint):
+    endpoint.index.broken = store.IndexDamaged("gone")
+    with pytest.raises(store.IndexDamaged):
+        asyncio.run(endpoint.check_health())
+    endpoint.router.alive = False
+    with pytest.raises(RuntimeError, match="router"):
+        asyncio.run(endpoint.check_health())
+
+
+def test_an_index_of_another_embedder_is_refused(endpoint):
+    endpoint.embedder.sha256 = "other"
+    with pytest.raises(ValueError, match="build it again"):
+        endpoint.warm(LIVE)
