@@ -30,7 +30,8 @@ stop: setup
 	@$(BIN)/python -m flows.stack stop
 
 test: setup
-	@$(BIN)/python -m pytest tests
+	@$(BIN)/python -m pytest tests -m "not stack" -n 2 --dist loadfile
+	@$(BIN)/python -m pytest tests -m stack
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -257,7 +257,7 @@ def test_a_stream_that_breaks_off_says_so_and_has_no_done(stack):
 
 
 def test_an_answer_that_takes_too_long_is_a_504_and_is_cancelled(tmp_path):
-    stack = Stack(tmp_path, request_timeout_s=0.2)
+    stack = Stack(tmp_path, request_timeout_s=1)
     stack.model.slow = True
     assert stack.chat().status_code == 504
     assert events(stack.chat(stream=True))[-1]["error"]["code"] == "timeout"
