@@ -265,7 +265,7 @@ def test_an_answer_that_takes_too_long_is_a_504_and_is_cancelled(tmp_path):
 
 
 def test_more_requests_than_allowed_get_429_and_a_time_to_come_back(tmp_path):
-    stack = Stack(tmp_path, max_queued=2, request_timeout_s=0.5)
+    stack = Stack(tmp_path, max_queued=2, request_timeout_s=1.5)
     stack.model.slow = True
 
     async def crowd():
@@ -297,7 +297,7 @@ def test_a_client_that_goes_away_cancels_its_generation_and_gives_its_place_back
                 return waiting.pop()
             if stream:
                 await sent.wait()
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
             return {"type": "http.disconnect"}
 
         async def send(message):
