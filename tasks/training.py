@@ -49,10 +49,11 @@ class Training(Record):
 def train_loop_per_worker(config: dict) -> None:
     """Train on this worker's share of every step; runs alone too, without torch.distributed.
 
-    `config`: work (folder with rows.npz; adapter/ and training.json are left there), base (Hugging Face folder),
-    training (a Training as JSON), gpu, yields (train only on processor time that nobody else wants). Adapter gradients are summed by one all_reduce of a flat vector, not by
-    DDP: a worker may have several stretches or none in a step, the mean is over the answer tokens of all workers, and
-    the loss, the counts and rank 0's clock ride in the same message, so all agree on rate and end without a second.
+    config: work (folder with rows.npz; adapter/ and training.json are left there), base (Hugging Face folder), training
+    (a Training as JSON), gpu, yields (train on processor time that nobody else wants). Adapter gradients are summed
+    by one all_reduce of a flat vector, not by DDP: a worker may have several stretches or none in a step, the mean is
+    over the answer tokens of all workers, and the loss, the counts and rank 0's clock ride in the same message, so all
+    agree on rate and end without a second.
     """
     import torch
 
