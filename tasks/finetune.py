@@ -108,7 +108,8 @@ def train(work: Path, training: Training, workers: int, name: str) -> None:
     from serving.engine.models import base_folder
 
     gpu = settings().training_gpu
-    config = {"work": str(work), "base": str(base_folder()), "training": asdict(training), "gpu": gpu, "yields": True}
+    config = {"work": str(work), "base": str(base_folder()), "training": asdict(training)}
+    config |= {"gpu": gpu, "yields": not gpu}
     TorchTrainer(
         train_loop_per_worker,
         train_loop_config=config,
