@@ -39,7 +39,7 @@ def measure() -> dict:
             source = folder / "docs.tar.gz"
             shutil.copyfile(data(f"docs_pydantic_v{release}.tar.gz"), source)
             grown, seconds = index_of("grown", source, build_index)
-            rebuilt, full = index_of(f"rebuilt {release}", source, build_index)
+            rebuilt, full = index_of(f"rebuilt-{release}", source, build_index)
             now = {chunk.id for chunk in open_index(rebuilt).chunks()}
             if before is not None:
                 found = open_index(grown).ids() - before
