@@ -44,17 +44,22 @@ def run(*words: str, timeout: float = 3000) -> str:
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=timeout).stdout
 
 
+def link_models(folder: Path) -> None:
+    """The base model and the embedder in the home `folder`. Fetched once into the checkout: they never change."""
+    fetch = os.environ | {"PERENNIAL_HOME": str(ROOT / ".perennial")}
+    subprocess.run([sys.executable, "-m", "serving.engine.models"], env=fetch, cwd=ROOT, check=True)
+    (folder / "models").mkdir(exist_ok=True)
+    for model in (ROOT / ".perennial" / "models").iterdir():
+        if model.name != "tuned" and not (folder / "models" / model.name).exists():
+            (folder / "models" / model.name).symlink_to(model)
+
+
 @contextmanager
 def home() -> Iterator[Path]:
     """A temporary home with the models of this checkout, fetched if they are not there yet; deleted at the end."""
-    kept, folder = ROOT / ".perennial" / "models", Path(tempfile.mkdtemp(prefix="pb", dir="/tmp"))
-    os.environ["PERENNIAL_HOME"] = str(ROOT / ".perennial")
-    run("serving.engine.models")
+    folder = Path(tempfile.mkdtemp(prefix="pb", dir="/tmp"))
+    link_models(folder)
     os.environ.update(free_ports() | {"PERENNIAL_HOME": str(folder)})
-    (folder / "models").mkdir()
-    for model in kept.iterdir():
-        if model.name != "tuned":
-            (folder / "models" / model.name).symlink_to(model)
     from settings import apply_environment
 
     try:

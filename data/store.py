@@ -135,12 +135,11 @@ class Index:
             for row, cosine in [pair for pair in found if pair[0]["id"] not in exclude][: retrieval.candidates]:
                 rows[row["id"]], cosines[row["id"]] = row, float(cosine)
                 bm25[row["id"]] = row.get("_score", bm25.get(row["id"], 0.0))
-        weights = {"cosine": retrieval.vector_weight, "words": 1 - retrieval.vector_weight}
         scores = dict.fromkeys(rows, 0.0)
-        for kind, found in (("cosine", cosines), ("words", bm25)):
-            if (top := max(found.values(), default=0.0)) > 0:
-                for chunk_id, value in found.items():
-                    scores[chunk_id] += weights[kind] * max(value, 0.0) / top
+        for weight, values in ((retrieval.vector_weight, cosines), (1 - retrieval.vector_weight, bm25)):
+            if (top := max(values.values(), default=0.0)) > 0:
+                for chunk_id, value in values.items():
+                    scores[chunk_id] += weight * max(value, 0.0) / top
         best = sorted(scores, key=lambda chunk_id: (-scores[chunk_id], chunk_id))[: retrieval.top_k]
         return [Hit(_chunk(rows[i]), scores[i], cosines[i]) for i in best]
 

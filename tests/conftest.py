@@ -14,7 +14,7 @@ HOME = Path(tempfile.mkdtemp(prefix="pt", dir="/tmp"))  # short: Unix socket pat
 os.environ["PERENNIAL_HOME"] = str(HOME)
 
 
-from benchmarks.machine import free_ports  # noqa: E402
+from benchmarks.machine import free_ports, link_models  # noqa: E402
 
 os.environ.update(free_ports())
 
@@ -29,14 +29,8 @@ def pytest_unconfigure(config):
 
 @pytest.fixture(scope="session")
 def models():
-    """The fetched base model and embedder. Fetched once into the checkout's home: they are immutable and verified."""
-    kept = ROOT / ".perennial" / "models"
-    fetch = os.environ | {"PERENNIAL_HOME": str(ROOT / ".perennial")}
-    subprocess.run([sys.executable, "-m", "serving.engine.models"], env=fetch, cwd=ROOT, check=True)
-    (HOME / "models").mkdir(exist_ok=True)
-    for folder in kept.iterdir():
-        if folder.name != "tuned" and not (HOME / "models" / folder.name).exists():
-            (HOME / "models" / folder.name).symlink_to(folder)
+    """The fetched base model and embedder."""
+    link_models(HOME)
     return HOME / "models"
 
 
