@@ -12,6 +12,7 @@ FIGURES = {
     "serve-while-training": "benchmarks.serve_while_training",
     "retrieval-quality": "benchmarks.retrieval_quality",
     "follow-ups": "benchmarks.follow_ups",
+    "redaction": "benchmarks.redaction",
     "embed-throughput": "benchmarks.embed_throughput",
     "reindex-releases": "benchmarks.reindex_releases",
 }

@@ -32,7 +32,7 @@ def measure() -> dict:
         texts = [chunking.passage(chunk.title, chunk.section, chunk.text) for chunk in chunks]
         places = {(chunk.document, chunk.section): at for at, chunk in enumerate(chunks)}
         asked = [example for example in wiki.examples if (example.document, example.section) in places][:2000]
-        sides = {"ours": embedder.embed, "theirs": lambda t: theirs.encode(t, normalize_embeddings=True)}
+        sides = {"ours": embedder.embed_passages, "theirs": lambda t: theirs.encode(t, normalize_embeddings=True)}
         for embed in sides.values():
             embed(texts[:64])
         seconds: dict[str, list[float]] = {name: [] for name in sides}

@@ -12,9 +12,8 @@ import numpy as np
 from data.records import digest, file_sha256
 
 MOST_TOKENS = 256
-BATCH = 32
-# More texts than this are embedded in bf16 where the processor has it (cosine to fp32 0.99996).
-MOST_IN_FP32 = 8
+BATCH = 16
+STEP = 16
 
 
 class Embedder:
@@ -55,33 +54,52 @@ class Embedder:
         return len(self._counter.encode(text, add_special_tokens=False).ids)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit rows, float32 [len(texts), dimensions], in the order of `texts`; only the first 256 tokens of a text.
+        """Unit rows of questions, float32 [len(texts), dimensions], in float32; only the first 256 tokens of a text.
 
-        Texts are batched by length, since padding is paid for like text. Raises ValueError on a non-finite vector.
+        Raises ValueError on a non-finite vector.
         """
+        encoded = [item.ids for item in self._tokenizer.encode_batch(list(texts))]
+        order = sorted(range(len(texts)), key=lambda i: (-len(encoded[i]), i))
+        batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+        shapes = [(len(chosen), len(encoded[chosen[0]])) for chosen in batches]
+        return self._rows(self._model, texts, encoded, batches, shapes)
+
+    def embed_passages(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit rows of passages, float32 [len(texts), dimensions], in bf16 where the processor has it (cosine .99996).
+
+        A text has the same vector, to the last bit, whatever texts come with it: products are rounded by their shape,
+        so every batch is BATCH rows of a length rounded up to STEP. An index that grew then equals one built anew.
+        Raises ValueError on a non-finite vector.
+        """
+        encoded = [item.ids for item in self._tokenizer.encode_batch(list(texts))]
+        by_length: dict[int, list[int]] = {}
+        for index, ids in enumerate(encoded):
+            by_length.setdefault(-(-len(ids) // STEP) * STEP, []).append(index)
+        batches, shapes = [], []
+        for length, chosen in sorted(by_length.items()):
+            for start in range(0, len(chosen), BATCH):
+                batches.append(chosen[start : start + BATCH])
+                shapes.append((BATCH, length))
+        model = self._half() if has_bf16(self.device) else self._model
+        return self._rows(model, texts, encoded, batches, shapes)
+
+    def _rows(self, model, texts, encoded, batches, shapes) -> np.ndarray:
+        """Mean of the last states of each text, at length 1; `shapes` [rows, tokens] of the padded `batches`."""
         import torch
 
         rows = np.zeros((len(texts), self.dimensions), np.float32)
-        if not len(texts):
-            return rows
-        encoded = [item.ids for item in self._tokenizer.encode_batch(list(texts))]
-        order = sorted(range(len(texts)), key=lambda i: (-len(encoded[i]), i))
-        model = self._half() if len(texts) > MOST_IN_FP32 and _has_bf16(self.device) else self._model
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            longest = len(encoded[chosen[0]])
-            tokens = torch.zeros((len(chosen), longest), dtype=torch.long)
-            mask = torch.zeros((len(chosen), longest), dtype=torch.long)
+        for chosen, shape in zip(batches, shapes, strict=True):
+            tokens, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+            mask[:, 0] = 1  # a row of padding alone must not divide by zero
             for row, index in enumerate(chosen):
-                ids = encoded[index]
-                tokens[row, : len(ids)] = torch.tensor(ids)
-                mask[row, : len(ids)] = 1
+                tokens[row, : len(encoded[index])] = torch.tensor(encoded[index])
+                mask[row, : len(encoded[index])] = 1
             with torch.inference_mode():
                 tokens, mask = tokens.to(self.device), mask.to(self.device)
                 states = model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
                 weights = mask.unsqueeze(-1).float()
                 mean = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-                rows[chosen] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
+                rows[chosen] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()[: len(chosen)]
         if not np.isfinite(rows).all():
             bad = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
             raise ValueError(
@@ -102,7 +120,7 @@ class Embedder:
 
 
 @lru_cache
-def _has_bf16(device: str) -> bool:
+def has_bf16(device: str) -> bool:
     """Whether bf16 is computed by the processor rather than emulated (emulation is slower than fp32)."""
     if device == "cuda":
         import torch

@@ -198,6 +198,14 @@ class Ledger:
         )
         return list(dict.fromkeys(row["release"] for row in self.rows(query.order_by(decisions.c.seq.desc()))))
 
+    def pending_releases(self, name: str, since: float) -> list[str]:
+        """Releases of an assistant recorded after `since` (epoch seconds) that a flow may still be deciding on."""
+        settled = sa.select(decisions.c.release).where(
+            decisions.c.assistant == name, decisions.c.kind == "gate", decisions.c.verdict.in_(("reject", "hold"))
+        )
+        query = sa.select(releases.c.id).where(releases.c.assistant == name, releases.c.at > since)
+        return [row["id"] for row in self.rows(query.where(releases.c.id.not_in(settled)))]
+
     def decide(self, name: str, kind: str, release: str | None, verdict: str, reason: str, body: dict) -> int:
         """Append a decision and return its sequence number."""
         with self.write() as c:
@@ -328,8 +336,11 @@ class Ledger:
     def bury(self, name: str, gone: set[str], present: set[str]) -> None:
         """Chunks in `gone` are never retrieved again, by any release; chunks in `present` are (text may come back)."""
         with self.write() as c:
-            c.execute(tombstones.delete().where(tombstones.c.assistant == name, tombstones.c.chunk.in_(present)))
             known = {row.chunk for row in c.execute(sa.select(tombstones).where(tombstones.c.assistant == name))}
+            back = sorted(known & present)
+            for start in range(0, len(back), 1000):  # a database takes only so many values in one statement
+                some = tombstones.c.chunk.in_(back[start : start + 1000])
+                c.execute(tombstones.delete().where(tombstones.c.assistant == name, some))
             if new := [{"assistant": name, "chunk": chunk} for chunk in sorted(gone - known)]:
                 c.execute(tombstones.insert(), new)
 

@@ -1,18 +1,32 @@
-"""Markdown, plain text, HTML and reStructuredText into (title or '', blocks).
-
-A block is (level, line): 0 for text, 1 to 6 a heading.
-"""
+"""Markdown, plain text and reStructuredText into outlines; the front matter that Markdown and HTML begin with."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from html import unescape
+from textwrap import dedent
 
-Blocks = list[tuple[int, str]]
+from data.fences import fenced, language
+from data.sections import Outline, Unreadable
 
-_INLINE = re.compile(
-    "a|abbr|b|bdi|cite|code|del|dfn|em|font|i|img|ins|kbd|label|mark|q|s|samp|small|span|strong|sub|sup|time|tt|u|var|wbr"
+# The label that a key of front matter gives.
+KEYS = {
+    "access": "access",
+    "tenant": "tenant",
+    "lang": "language",
+    "language": "language",
+    **dict.fromkeys(("modified", "last_modified", "last_modified_at", "lastmod", "updated"), "modified"),
+}
+_FRONT = re.compile(r"\s*+(?:<!--(?>.*?-->)\s*+)*+---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.S)
+_FENCE = (
+    r"(?P<lead>(?:[ \t]|>|[-*+][ \t]|\d{1,9}[.)][ \t])*)(?P<fence>`{3,}|~{3,})(?P<info>(?:(?<=`)[^`\n]*|(?<=~)[^\n]*))$"
+)
+_CODE_OR_COMMENT = re.compile(
+    rf"^{_FENCE}.*?(?:^[ \t>]*(?P=fence)[`~]*[ \t]*$|\Z)"
+    r"|(?P<ticks>`{1,9})[^`\n]+(?P=ticks)"
+    r"|(?P<comment><!--.*?(?:-->|(?P<open>\Z)))",
+    re.M | re.S,
 )
 # Tags taken out of Markdown; anything else in angle brackets is the author's text ('press <Enter>').
 _TAG = re.compile(
@@ -21,43 +35,98 @@ _TAG = re.compile(
     re.I,
 )
 _RST_ROLE = re.compile(r":[\w:+.-]+:`~?([^`<]+?)(?:\s*<[^`>]*>)?`")
-_RST_OPTION = re.compile(r":[\w-]+:")
-_LEFT_OUT = ["nav", "footer", "script", "style", "noscript", "template", "svg", "iframe", "head", "title"]
-_HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0(?![.\d])", re.I)
+_RST_DIRECTIVE = re.compile(r"\.\.[ \t]+([\w:+.-]+)::[ \t]*(.*)")
+_RST_CODE = ("code", "code-block", "sourcecode", "prompt")
+# Directives whose argument is text: what they describe.
+_RST_NAMING = ("function", "class", "method", "attribute", "data", "exception", "option", "envvar")
+_RST_PYTHON = ("doctest", "testcode", "testoutput", "testsetup")
 
 
-def markdown(text: str) -> tuple[str, Blocks]:
-    """Blocks without links, emphasis, table rules and fences; lines inside a fence stay as they are."""
-    text = re.sub(r"<!--.*?-->", "", text.replace("\r\n", "\n"), flags=re.S)
-    title = ""
-    if front := re.match(r"---\n(.*?)\n(?:---|\.\.\.)[ \t]*\n", text, re.S):
-        if named := re.search(r"^title:\s*(.+)$", front[1], re.M):
-            title = named[1].strip().strip("'\"")
-        text = text[front.end() :]
-    return title, list(_markdown_blocks(text.split("\n")))
+def front_matter(text: str) -> tuple[str, list[tuple[str, object]], str]:
+    """(title or '', labels, the text behind it) of a page that begins with a YAML mapping between --- and ---.
+
+    All values are read as the text that stands there. Raises Unreadable when a label cannot be trusted.
+    """
+    import yaml
+
+    front = _FRONT.match(text)
+    if not front:
+        return "", [], text
+    try:
+        node = yaml.compose(front[1], Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        if re.search(r"^\W*(?:access|tenant)\b", front[1], re.I | re.M):
+            raise Unreadable(f"front matter with a label is not YAML: {error}; correct it") from error
+        title = re.search(r"^title:\s*(.+)$", front[1], re.M)
+        return (title[1].strip(" '\"") if title else ""), [], text[front.end() :]
+    if not isinstance(node, yaml.MappingNode):
+        return "", [], text
+    title, labels = "", []
+    for key, value in node.value:
+        word = str(key.value).strip().lower()
+        if word in KEYS:
+            labels.append((KEYS[word], value.value if isinstance(value, yaml.ScalarNode) else f"a {value.id}"))
+        elif word == "title" and isinstance(value, yaml.ScalarNode):
+            title = value.value
+    return title, labels, text[front.end() :]
+
+
+def markdown(text: str) -> Outline:
+    """An outline without links, emphasis, table rules and comments; a table row is 'a | b', code stays as it is."""
+    title, labels, text = front_matter(text)
+    # What only looks like a comment, since nothing ends it, is taken in one piece: looked at again it takes for ever.
+    text = _CODE_OR_COMMENT.sub(lambda match: "" if match["comment"] and match["open"] is None else match[0], text)
+    return Outline(title, list(_markdown_blocks(text.split("\n"))), labels)
 
 
 def _markdown_blocks(lines: list[str]) -> Iterator[tuple[int, str]]:
-    fence = ""
+    fence, code, table = None, [], False
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        mark = re.match(r"[ \t]*(```+|~~~+)", line)
+        if fence and ">" in fence["lead"] and not line.lstrip().startswith(">"):  # the quotation ends, so does its code
+            yield from _code(fence, code)
+            fence = None
         if fence:
-            if mark and mark[1].startswith(fence) and not line.strip().strip("`~"):
-                fence = ""
+            if line.lstrip(" \t>").startswith(fence["fence"]) and not line.strip(" \t>`~"):
+                yield from _code(fence, code)
+                fence = None
             else:
-                yield 0, line
-        elif mark:
-            fence = mark[1]
+                code.append(_without_lead(line, fence["lead"]))
+            continue
+        table = "|" in line and (table or _is_table_rule(following))
+        if fence := re.match(_FENCE, line):
+            code = []
+            if mark := fence["lead"].strip(" \t>"):  # of a list
+                yield 0, mark
         elif heading := re.match(r" {0,3}(#{1,6})[ \t]+(.*?)(?:[ \t]+#+)?[ \t]*$", line):
             yield len(heading[1]), plain(re.sub(r"\s*\{[:#.][^}]*\}$", "", heading[2]))
         elif _underline(following) and line.strip() and not _underline(line) and "|" not in line:
             yield _underline(following), plain(line.strip())
         elif _underline(line) or _is_table_rule(line):
             continue
-        elif re.match(r"\s*\|.*\|\s*$", line):
-            yield 0, " | ".join(plain(cell.strip()) for cell in line.strip().strip("|").split("|"))
+        elif table or re.match(r"\s*\|.*\|\s*$", line):
+            yield 0, " | ".join(map(plain, _cells(line.strip())))
         else:
             yield 0, plain(line)
+    if fence:
+        yield from _code(fence, code)
+
+
+def _code(fence: re.Match, lines: list[str]) -> Iterator[tuple[int, str]]:
+    yield from ((0, line) for line in fenced(lines, language(fence["info"])))
+
+
+def _without_lead(line: str, lead: str) -> str:
+    """A line of code without what stands before its fence, as far as it is there: blanks, quotation marks."""
+    if line.startswith(lead):
+        return line[len(lead) :]
+    marks = "[ \t>]" if ">" in lead else "[ \t]"
+    return re.sub(rf"^{marks}{{0,{len(lead)}}}", "", line)
+
+
+def _cells(row: str) -> list[str]:
+    """The cells of a table row; a pipe that is escaped or inside code divides nothing."""
+    row = re.sub(r"(`+)(.+?)\1", lambda match: match[0].replace("|", "\0"), row.replace(r"\|", "\0"))
+    return [cell.strip().replace("\0", "|") for cell in row.removeprefix("|").removesuffix("|").split("|")]
 
 
 def _is_table_rule(line: str) -> bool:
@@ -86,69 +155,25 @@ def plain(line: str) -> str:
     return re.sub(r"\0(\d+)\0", lambda match: codes[int(match[1])], line)
 
 
-def text(text: str) -> tuple[str, Blocks]:
-    """Blocks of plain text: a line underlined with === is a heading of level 1, with --- of level 2."""
-    lines = text.replace("\r\n", "\n").split("\n")
+def text(text: str) -> Outline:
+    """An outline of plain text: a line underlined with === is a heading of level 1, with --- of level 2."""
+    lines = text.split("\n")
     blocks, underlined = [], False
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         level = _underline(following) if line.strip() and not _underline(line) else 0
         if not underlined:
             blocks.append((level, line.strip() if level else line))
         underlined = bool(level)
-    return "", blocks
+    return Outline("", blocks)
 
 
-def html(text: str) -> tuple[str, Blocks]:
-    """Blocks of what a person sees on the page: no menus, scripts or hidden elements; a table row is 'a | b'."""
-    from bs4 import BeautifulSoup
-
-    page = BeautifulSoup(text, "html.parser")
-    title = page.title.get_text() if page.title else ""
-    hidden = page.find_all(lambda tag: tag.has_attr("hidden") or bool(_HIDDEN.search(str(tag.get("style") or ""))))
-    for element in [*page(_LEFT_OUT), *hidden]:
-        if not element.decomposed:
-            element.decompose()
-    return title, list(_html_blocks(page))
+def rst(text: str) -> Outline:
+    """An outline of reStructuredText by docutils, which includes no file here; Sphinx's own roles and directives keep
+    their text, literal blocks stay as they are."""
+    return Outline("", list(_rst_blocks(_doctree(text), 0)))
 
 
-def _html_blocks(page) -> Iterator[tuple[int, str]]:
-    """Walked with a stack of its own, so deep nesting cannot exhaust Python's. A (level,) on it ends a line."""
-    from bs4 import NavigableString
-
-    line: list[str] = []
-    stack: list = [(0,), page]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, tuple):
-            joined = " ".join("".join(line).split())
-            # A list mark waits for the text of a paragraph inside its item.
-            if joined and joined != "-":
-                yield node[0], joined
-                line = []
-        elif isinstance(node, NavigableString):
-            # Exactly a text: comments, declarations and CDATA are subclasses.
-            if type(node) is NavigableString:
-                line.append(str(node))
-        elif node.name == "tr":
-            cells = (" ".join(cell.get_text(" ").split()) for cell in node.find_all(["td", "th"]))
-            stack += [(0,), NavigableString(" | ".join(cells)), (0,)]
-        elif node.name == "pre":
-            for row in reversed(node.get_text().split("\n")):
-                stack += [(0,), NavigableString(row)]
-            stack.append((0,))
-        elif node.name == "br":
-            stack.append((0,))
-        elif _INLINE.fullmatch(node.name):
-            stack += reversed(node.contents)
-        else:
-            level = int(node.name[1]) if re.fullmatch(r"h[1-6]", node.name) else 0
-            marks = [NavigableString("- ")] if node.name == "li" else []
-            stack += [(level,), *reversed(node.contents), *marks, (0,)]
-
-
-def rst(text: str) -> tuple[str, Blocks]:
-    """Blocks of reStructuredText by docutils, which includes no file here; Sphinx's own roles and directives keep
-    their text."""
+def _doctree(text: str):
     from docutils.core import publish_doctree
 
     settings = {
@@ -157,9 +182,10 @@ def rst(text: str) -> tuple[str, Blocks]:
         "report_level": 5,
         "halt_level": 5,
         "doctitle_xform": False,
+        "syntax_highlight": "none",
         "_disable_config": True,
     }
-    return "", list(_rst_blocks(publish_doctree(text, settings_overrides=settings), 0))
+    return publish_doctree(text, settings_overrides=settings)
 
 
 def _rst_blocks(node, level: int) -> Iterator[tuple[int, str]]:
@@ -168,22 +194,41 @@ def _rst_blocks(node, level: int) -> Iterator[tuple[int, str]]:
     for child in node.children:
         if isinstance(child, nodes.section):
             yield from _rst_blocks(child, level + 1)
-        elif isinstance(child, nodes.title):
+        elif isinstance(child, nodes.title) and isinstance(node, nodes.section):
             yield max(level, 1), _rst_text(child)
+        elif isinstance(child, nodes.table):
+            yield from [(0, ""), *_rst_blocks(child, level), (0, "")]
         elif isinstance(child, nodes.row):
             yield 0, " | ".join(map(_rst_text, child.children))
-        elif isinstance(child, nodes.literal_block):
-            yield from ((0, line) for line in [*child.astext().split("\n"), ""])
-        elif isinstance(child, nodes.system_message):  # a directive docutils does not know: its text without options
+        elif isinstance(child, nodes.literal_block | nodes.doctest_block):
+            words = [word for word in child["classes"] if word not in ("code", "doctest")]
+            yield from ((0, line) for line in [*fenced(child.astext().split("\n"), language(" ".join(words))), ""])
+        elif isinstance(child, nodes.system_message):
             for block in child.findall(nodes.literal_block):
-                lines = [line.strip() for line in block.astext().split("\n")[1:]]
-                yield from ((0, line) for line in [*(line for line in lines if not _RST_OPTION.match(line)), ""])
+                yield from _unknown(block.astext(), level)
         elif isinstance(child, nodes.Invisible):
             continue
         elif isinstance(child, nodes.TextElement):
             yield from ((0, line) for line in (_rst_text(child), ""))
         else:
             yield from _rst_blocks(child, level)
+
+
+def _unknown(text: str, level: int) -> Iterator[tuple[int, str]]:
+    """What docutils could not make sense of: a directive's text without options, parsed again; anything else as is."""
+    first, _, rest = text.partition("\n")
+    directive = _RST_DIRECTIVE.match(first)
+    if not directive:
+        yield from ((0, line) for line in fenced(text.split("\n")))
+        return
+    body = dedent(re.sub(r"\A(?:[ \t]+:[\w-]+:(?:[ \t][^\n]*)?(?:\n|\Z))*", "", rest))
+    if directive[1] in _RST_CODE + _RST_PYTHON:
+        named = "python" if directive[1] in _RST_PYTHON else language(directive[2])
+        yield from ((0, line) for line in [*fenced(body.split("\n"), named), ""])
+    else:
+        if directive[1].rpartition(":")[2] in _RST_NAMING:
+            yield from ((0, line) for line in (directive[2], ""))
+        yield from _rst_blocks(_doctree(body), level)
 
 
 def _rst_text(node) -> str:

@@ -7,34 +7,43 @@ import re
 from collections.abc import Iterator
 from zipfile import BadZipFile, ZipFile
 
-
-class Damaged(ValueError):
-    """A file that its library cannot read; the message says why."""
+from data.sections import MOST_BYTES, Outline, Part, Unreadable
 
 
-def pdf(data: bytes) -> tuple[str, list[tuple[str, str]]]:
-    """(title or '', [(heading, text)] page by page): the heading is 'Page N', after the bookmark it stands under.
+def pdf(data: bytes) -> tuple[str, list[Part], list[tuple[str, object]]]:
+    """(title or '', a part a page, labels): the heading is 'Page N', after the bookmark it stands under.
 
-    Raises Damaged for an encrypted, broken or scanned file.
+    Raises Unreadable for an encrypted, broken or scanned file.
     """
     from pypdf import PdfReader
     from pypdf.errors import PyPdfError
 
+    from data.cleaning import without_page_furniture
+
     try:
         reader = PdfReader(io.BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
-            raise Damaged("encrypted: save it without a password")
+            raise Unreadable("encrypted: save it without a password")
         bookmarks = dict(_bookmarks(reader, reader.outline))
-        pages, under = [], ""
-        for number, page in enumerate(reader.pages):
-            under = bookmarks.get(number, under)
-            pages.append((f"{under} > Page {number + 1}".removeprefix(" > "), _joined(page.extract_text())))
+        texts = [page.extract_text() for page in reader.pages]
         title = str((reader.metadata or {}).get("/Title") or "")
     except (PyPdfError, KeyError, TypeError, AttributeError, IndexError, ValueError, RecursionError) as error:
-        raise error if isinstance(error, Damaged) else Damaged(f"not a sound PDF: {error}") from error
-    if pages and not any(text.strip() for _, text in pages):
-        raise Damaged(f"{len(pages)} pages without text: a scan needs text recognition (OCR) first")
-    return title, pages
+        raise error if isinstance(error, Unreadable) else Unreadable(f"not a sound PDF: {error}") from error
+    if texts and not any(text.strip() for text in texts):
+        raise Unreadable(f"{len(texts)} pages without text: a scan needs text recognition (OCR) first")
+    parts, under = [], ""
+    for number, text in enumerate(without_page_furniture(texts)):
+        under = bookmarks.get(number, under)
+        parts.append(Part(f"{under} > Page {number + 1}".removeprefix(" > "), _joined(text), number + 1))
+    return title, parts, [("modified", _changed(reader))]
+
+
+def _changed(reader) -> object:
+    """The time of a PDF's last change; None where it is missing or malformed."""
+    try:
+        return reader.metadata.modification_date if reader.metadata else None
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 def _bookmarks(reader, outline, path: tuple[str, ...] = ()) -> Iterator[tuple[int, str]]:
@@ -53,18 +62,15 @@ def _joined(text: str) -> str:
     return re.sub(r"(?<=[a-zà-ÿ])-\n(?=[a-zà-ÿ])", "", text)
 
 
-def docx(data: bytes, most_bytes: int) -> tuple[str, list[tuple[int, str]]]:
-    """(title or '', blocks as in data/markup) of a Word file; a table is a line a row, cells joined by ' | '.
-
-    Raises Damaged, also for a file that would unpack to more than `most_bytes`.
-    """
+def docx(data: bytes) -> Outline:
+    """A Word file; a table is a line a row, cells joined by ' | '. Raises Unreadable for a broken file or a bomb."""
     from docx import Document
     from docx.opc.exceptions import PackageNotFoundError
     from docx.table import Table
 
     try:
-        if sum(part.file_size for part in ZipFile(io.BytesIO(data)).infolist()) > most_bytes:
-            raise Damaged(f"unpacks to more than {most_bytes >> 20} MiB; split the file")
+        if sum(part.file_size for part in ZipFile(io.BytesIO(data)).infolist()) > MOST_BYTES:
+            raise Unreadable(f"unpacks to more than {MOST_BYTES >> 20} MiB; split the file")
         document = Document(io.BytesIO(data))
         blocks = []
         for item in document.iter_inner_content():
@@ -72,9 +78,10 @@ def docx(data: bytes, most_bytes: int) -> tuple[str, list[tuple[int, str]]]:
                 blocks += [(0, " | ".join(_cells(row))) for row in item.rows]
             else:
                 blocks.append((_level(item.style.name if item.style else ""), item.text))
-        return document.core_properties.title or "", blocks
+        about = document.core_properties
+        return Outline((about.title or "").strip(), blocks, [("modified", about.modified)])
     except (BadZipFile, PackageNotFoundError, KeyError, AttributeError, SyntaxError) as error:
-        raise Damaged(f"not a sound Word file: {error}") from error
+        raise Unreadable(f"not a sound Word file: {error}") from error
 
 
 def _cells(row) -> list[str]:

@@ -65,23 +65,42 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Cleaning(Record):
+    """Which filters documents pass before anything else sees them; each counts and names what it took out.
+
+    `redact`: personal data and secrets become `[kind]`. `unfit`: documents that are no text worth indexing.
+    `near_duplicates`: of documents that say the same, the newest stays. `boilerplate`: lines that most documents share.
+    """
+
+    redact: bool = True
+    unfit: bool = True
+    near_duplicates: bool = True
+    boilerplate: bool = True
+
+
+@dataclass(frozen=True)
 class Sources(Record):
-    """Where an assistant's documents and examples are: each a folder, a file or a glob."""
+    """Where an assistant's documents and examples are: each a folder, a file, a glob or a URL of a file system."""
 
     assistant: str
     documents: str
     examples: str | None = None
     golden: str | None = None
+    cleaning: Cleaning = Cleaning()
 
 
 @dataclass(frozen=True)
 class Section(Record):
-    """A stretch of a document under one heading: the path of headings joined by ' > ', '' before the first."""
+    """A stretch of a document under one heading: the path of headings joined by ' > ', '' before the first.
+
+    `page`: the page it starts on, from 1, where the format has pages.
+    """
 
     document: str
     title: str
     heading: str
     text: str
+    page: int | None = None
 
     @property
     def hash(self) -> str:
@@ -91,11 +110,19 @@ class Section(Record):
 
 @dataclass(frozen=True)
 class Document(Record):
-    """One document as read: `id` is its path under the source root, `path#row` inside a file of rows."""
+    """One document as read: `id` is its path under the source root, `path#row` inside a file of rows.
+
+    `modified`: ISO 8601, UTC, '' unknown. `language`: ISO 639-1, '' uncertain. `access`: the label that a reader must
+    hold, '' for every reader. `tenant`: the only tenant that may read it, '' for all.
+    """
 
     id: str
     title: str
     sections: tuple[Section, ...]
+    modified: str = ""
+    language: str = ""
+    access: str = ""
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,7 +174,9 @@ class GoldenQuestion(Record):
 
 @dataclass(frozen=True)
 class Snapshot(Record):
-    """A content-hashed folder of Parquet files: sections, examples, golden, quarantine."""
+    """A content-hashed folder of Parquet files, see data/snapshots. Counts of what it holds and of what was taken out:
+    `duplicates` and `near_duplicates` documents, `unfit` documents, `redacted` spans, `furniture` lines.
+    """
 
     id: str
     uri: str
@@ -160,19 +189,30 @@ class Snapshot(Record):
     quarantined: int
     duplicates: int
     leaked: int
+    near_duplicates: int = 0
+    unfit: int = 0
+    redacted: int = 0
+    furniture: int = 0
 
 
 @dataclass(frozen=True)
 class ChunkSettings(Record):
-    """Chunks follow sections; a longer section is cut at sentence ends. Budget in tokens of the embedder."""
+    """How sections are cut; sizes in tokens of the embedder. `strategy`: one of STRATEGIES in data/chunking.
+
+    `overlap`: tokens that a chunk repeats of the one before it, for the strategy 'window' alone.
+    """
 
     max_tokens: int = 200
     min_tokens: int = 12
+    strategy: str = "structure"
+    overlap: int = 0
 
 
 @dataclass(frozen=True)
 class Chunk(Record):
-    """What is embedded and cited. `id` is the hash of document, heading, text and ordinal of equal ones."""
+    """What is embedded and cited. `id` is the hash of document, title, heading, text and ordinal of equal ones, and of
+    access and tenant where they are set. `part` counts the chunks of a section from 0; the rest is as in Document.
+    """
 
     id: str
     document: str
@@ -180,11 +220,20 @@ class Chunk(Record):
     section: str
     section_hash: str
     text: str
+    part: int = 0
+    page: int | None = None
+    modified: str = ""
+    language: str = ""
+    access: str = ""
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
 class IndexVersion(Record):
-    """One immutable LanceDB version. `checksum` covers chunk ids, embedder and chunker: content, not place."""
+    """One immutable LanceDB version. `checksum` covers chunk ids, embedder and chunker: content, not place.
+
+    `nearest`: how its vectors are searched; None for exactly.
+    """
 
     assistant: str
     uri: str
@@ -196,6 +245,7 @@ class IndexVersion(Record):
     chunks: int
     embedded: int
     snapshot: str
+    nearest: Nearest | None = None
 
 
 @dataclass(frozen=True)
@@ -235,16 +285,55 @@ class Prompt(Record):
 class Retrieval(Record):
     """Hybrid search: `candidates` from each of vectors and full text, their scores added, `top_k` shown.
 
-    `vector_weight`, 0 to 1, is what the vectors count for; the words count for the rest.
+    `vector_weight`, 0 to 1, is what the vectors count for; the words count for the rest. `per_source`: most chunks of
+    one document among those shown, 0 for any number. `distinct`: a chunk whose text is this similar, 0 to 1, to a
+    better one with the same figures is not shown. `section_characters`: a shown chunk is widened by its neighbours in
+    the section while the passages together stay within this; 0 for never. `reranker`: a cross-encoder, by folder or
+    model id, that orders the best `rerank` candidates anew.
     """
 
     top_k: int = 3
     candidates: int = 30
     vector_weight: float = 0.5
+    per_source: int = 0
+    distinct: float = 0.95
+    section_characters: int = 0
+    reranker: str | None = None
+    rerank: int = 20
 
     def __post_init__(self):
         if not 0 <= self.vector_weight <= 1:
             raise ValueError(f"vector_weight is {self.vector_weight}; give 0 (words alone) to 1 (vectors alone)")
+        if not 0 < self.distinct <= 1:
+            raise ValueError(f"distinct is {self.distinct}; give a similarity up to 1 (1: only equal texts)")
+        if min(self.top_k, self.candidates, self.rerank) < 1 or min(self.per_source, self.section_characters) < 0:
+            raise ValueError(f"{self}: top_k, candidates and rerank are 1 or more, the others not negative")
+
+
+@dataclass(frozen=True)
+class Filter(Record):
+    """Which chunks a question may see. Who asks comes first: a chunk with an access label or a tenant is seen only with
+    that label and tenant. The rest narrows: `documents` ids, `languages` (ISO 639-1), `modified_after` (ISO 8601).
+    """
+
+    tenant: str = ""
+    labels: tuple[str, ...] = ()
+    documents: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    modified_after: str = ""
+
+
+@dataclass(frozen=True)
+class Nearest(Record):
+    """An approximate vector index: `probes` partitions are searched, `refine` times as many rows compared exactly.
+
+    `recall`: share of the exact ten nearest that it finds for the probe questions of its build.
+    """
+
+    kind: str
+    probes: int
+    refine: int
+    recall: float
 
 
 @dataclass(frozen=True)

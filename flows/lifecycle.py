@@ -237,6 +237,7 @@ def index_snapshot(sources: Sources, snapshot: Snapshot) -> IndexVersion:
     book = ledger()
     book.register(sources, as_json(snapshot))
     index.bury_outdated(book, version)
+    index.sweep(book, version)
     report.ask_reviews(book, snapshot)
     report.snapshot(snapshot)
     return version

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from data.records import Release
+from data.redaction import redact
 from data.requests import Logged, RequestLog
 from serving import exchange as ex
 from serving import guard
@@ -116,7 +117,7 @@ def create_app(
             requests.write(row)
             meters.count(row)
 
-        question = guard.redact(asked.question) if release.guard.redact_log else asked.question
+        question = redact(asked.question).text if release.guard.redact_log else asked.question
         row = Logged(response, time.time(), release.assistant, release.id, arm, source, asked.request.user, question)
         exchange = ex.Exchange(asked, release, decoding, row, arrived, chosen.request_timeout_s, settle)
         deltas = exchange.deltas(generate, find, router.tombstones(release.assistant), threads)
@@ -142,7 +143,7 @@ def create_app(
                 message = f"No answer with id {said.response_id[:80]!r} is in the request log"
                 raise Refused(404, message, param="response_id", code="response_not_found")
             about, user = (row["assistant"], row["release"], said.response_id), said.user or row["user"]
-            comment = guard.redact(said.comment) if said.comment else None
+            comment = redact(said.comment).text if said.comment else None
             await asyncio.to_thread(add_feedback, *about, said.rating, said.edit, comment, user)
         except SQLAlchemyError as error:
             message = "The feedback could not be stored; send it again"

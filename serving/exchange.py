@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data.records import Answer, Decoding, Generation, Hit, Model, Release, as_json
+from data.redaction import redact
 from data.requests import Logged
 from serving import rag
-from serving.guard import Chat, Refused, redact
+from serving.guard import Chat, Refused
 from serving.router import UNUSABLE
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Exchange:
         row.grounding = None if answer.abstained else rag.grounding(answer.text, answer.hits)
 
     def _kept(self, text: str) -> str:
-        return redact(text) if self.release.guard.redact_log else text
+        return redact(text).text if self.release.guard.redact_log else text
 
 
 def _log_hits(row: Logged, hits: tuple[Hit, ...], vector: np.ndarray) -> None:

@@ -1,13 +1,10 @@
-"""What a request may ask for, checked before anything is queued, and what its log row may keep."""
+"""What a request may ask for, checked before anything is queued."""
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import re
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -250,51 +247,3 @@ class Throttle:
             message = "Too many wrong API keys from this address"
             raise Refused(429, message, "rate_limit_error", code="too_many_bad_keys", retry_after=int(self.seconds))
         raise Refused(401, "Incorrect API key provided", "authentication_error", code="invalid_api_key")
-
-
-# --- what the log may keep --------------------------------------------------------------------
-
-EMAIL = re.compile(r"[\w.+%-]+@[\w-]+(?:\.[\w-]+)+")
-IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
-CARD = re.compile(r"(?<![\w.])\d(?:[ -]?\d){12,18}(?![\w.]*\d)")
-IPV4 = re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w]|\.\d)")
-IPV6 = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{1,4}(?![\w:])")
-PHONE = re.compile(
-    r"(?<![\w.])(?<!\d[ -])(?:(?:\+|00)\d[\d ()./-]{6,18}\d|\(?\d{3,4}\)?[ ./-]\d{3,4}[ ./-]\d{3,5})(?![ .-]?\d|\w)"
-)
-
-
-def _ipv6(text: str) -> bool:
-    try:
-        return ipaddress.ip_address(text).version == 6 and any(sign.isdigit() for sign in text)
-    except ValueError:
-        return False
-
-
-def _iban(text: str) -> bool:
-    """ISO 13616: country and check digits moved to the end, letters as 10 to 35, leave remainder 1 by 97."""
-    plain = text.replace(" ", "")
-    return int("".join(str(int(sign, 36)) for sign in plain[4:] + plain[:4])) % 97 == 1
-
-
-def _luhn(text: str) -> bool:
-    """ISO/IEC 7812: every second digit from the right doubled, digit sum divisible by 10."""
-    digits = [int(sign) for sign in reversed(text) if sign.isdigit()]
-    return sum(digits[::2]) % 10 == -sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2]) % 10
-
-
-REDACTIONS: Sequence[tuple[str, re.Pattern, Any]] = (
-    ("email", EMAIL, None),
-    ("iban", IBAN, _iban),
-    ("card", CARD, _luhn),
-    ("ip", IPV6, _ipv6),
-    ("ip", IPV4, None),
-    ("phone", PHONE, lambda text: sum(sign.isdigit() for sign in text) >= 9),
-)
-
-
-def redact(text: str) -> str:
-    """`text` with e-mail addresses, IBANs, card numbers, IP addresses and phone numbers replaced by `[kind]`."""
-    for kind, pattern, holds in REDACTIONS:
-        text = pattern.sub(lambda m, kind=kind, holds=holds: f"[{kind}]" if not holds or holds(m[0]) else m[0], text)
-    return text

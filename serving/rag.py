@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.records import Answer, Chunk, Citation, Decoding, Generation, Guard, Hit, Prompt, Release, Retrieval
+from data.records import Answer, Chunk, Citation, Decoding, Filter, Generation, Guard, Hit, Prompt, Release, Retrieval
 from serving import cache as answers
+from serving.rerank import choose, permitted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,14 +83,25 @@ def build_prompt(prompt: Prompt, question: str, chunks: Sequence[Chunk], history
 
 
 def retrieve(
-    index: Index, embedder: Embedder, question: str, retrieval: Retrieval, tombstones: frozenset[str] = frozenset()
+    index: Index,
+    embedder: Embedder,
+    question: str,
+    retrieval: Retrieval,
+    tombstones: frozenset[str] = frozenset(),
+    allowed: Filter = Filter(),
 ) -> tuple[Hit, ...]:
-    """The `top_k` chunks for one question, best first; tombstoned chunk ids never appear (invariant 4)."""
-    return retrieve_turn(index, embedder, question, "", retrieval, tombstones)[0]
+    """The hits shown for one question, best first, of what is `allowed`; never a tombstoned chunk (invariant 4)."""
+    return retrieve_turn(index, embedder, question, "", retrieval, tombstones, allowed)[0]
 
 
 def retrieve_turn(
-    index: Index, embedder: Embedder, question: str, before: str, retrieval: Retrieval, tombstones: frozenset[str]
+    index: Index,
+    embedder: Embedder,
+    question: str,
+    before: str,
+    retrieval: Retrieval,
+    tombstones: frozenset[str],
+    allowed: Filter = Filter(),
 ) -> tuple[tuple[Hit, ...], np.ndarray]:
     """`retrieve` within a conversation, and the question's unit vector [dimensions]. `before`: the question before it.
 
@@ -98,25 +110,39 @@ def retrieve_turn(
     """
     if not before:
         vector = embedder.embed([question])[0]
-        return search(index, question, vector, retrieval, tombstones), vector
+        return search(index, question, vector, retrieval, tombstones, allowed), vector
     texts = (question, f"{before[:HISTORY_CHARACTERS]} {question}")
-    vectors, wide = embedder.embed(texts), replace(retrieval, top_k=2 * retrieval.candidates)
+    vectors = embedder.embed(texts)
     found: dict[str, Hit] = {}
     for text, vector in zip(texts, vectors, strict=True):
-        for hit in search(index, text, vector, wide, tombstones):
+        for hit in candidates(index, text, vector, retrieval, tombstones, allowed):
             known = found.get(hit.chunk.id)
             score = hit.score / 2 + (known.score if known else 0.0)
             found[hit.chunk.id] = replace(known or hit, score=score)
     best = sorted(found.values(), key=lambda hit: (-hit.score, hit.chunk.id))
-    return tuple(best[: retrieval.top_k]), vectors[0]
+    return choose(index, texts[1], best, retrieval, tombstones, allowed), vectors[0]
 
 
 def search(
-    index: Index, question: str, vector: np.ndarray, retrieval: Retrieval, tombstones: frozenset[str]
+    index: Index,
+    question: str,
+    vector: np.ndarray,
+    retrieval: Retrieval,
+    tombstones: frozenset[str],
+    allowed: Filter = Filter(),
 ) -> tuple[Hit, ...]:
     """`retrieve` with the question's unit vector [dimensions] already at hand."""
-    hits = index.search(question, vector, retrieval, tombstones)
-    return tuple(hit for hit in hits if hit.chunk.id not in tombstones)[: retrieval.top_k]
+    found = candidates(index, question, vector, retrieval, tombstones, allowed)
+    return choose(index, question, found, retrieval, tombstones, allowed)
+
+
+def candidates(
+    index: Index, question: str, vector: np.ndarray, retrieval: Retrieval, tombstones: frozenset[str], allowed: Filter
+) -> list[Hit]:
+    """All that the search by vectors and that by words found, best first, of which `choose` takes what is shown."""
+    wide = replace(retrieval, top_k=2 * retrieval.candidates)
+    hits = index.search(question, vector, wide, tombstones, allowed)
+    return [hit for hit in hits if permitted(hit.chunk, tombstones, allowed)]
 
 
 # --- what comes after the engine --------------------------------------------------------------
@@ -214,6 +240,7 @@ def retrieve_many(
     retrieval: Retrieval,
     tombstones: frozenset[str] = frozenset(),
     excluded: Sequence[frozenset[str]] | None = None,
+    allowed: Filter = Filter(),
 ) -> list[tuple[Hit, ...]]:
     """`retrieve` for each question; `excluded[i]` are chunk ids left out for question i alone."""
     found: list[tuple[Hit, ...]] = []
@@ -221,7 +248,7 @@ def retrieve_many(
         some = list(questions[start : start + 8])
         for at, (question, vector) in enumerate(zip(some, embedder.embed(some), strict=True), start):
             hidden = tombstones | excluded[at] if excluded else tombstones
-            found.append(search(index, question, vector, retrieval, hidden))
+            found.append(search(index, question, vector, retrieval, hidden, allowed))
     return found
 
 
@@ -250,20 +277,6 @@ def answer_given(
         else unanswered(question, release.prompt)
         for at, question in enumerate(questions)
     ]
-
-
-def answer_many(
-    questions: Sequence[str],
-    release: Release,
-    engine: Engine,
-    index: Index,
-    embedder: Embedder,
-    tombstones: frozenset[str] = frozenset(),
-    cache: Path | None = None,
-) -> list[Answer]:
-    """Retrieval and `answer_given` for each question, answers in the order of `questions`."""
-    found = retrieve_many(questions, index, embedder, release.retrieval, tombstones)
-    return answer_given(questions, found, release, engine, cache)
 
 
 def generate(

@@ -27,9 +27,9 @@ class Arm:
         self.release, self.engine, self.index, self.embedder = release, engine, index, embedder
         self.by_section: dict[tuple[str, str], set[str]] = {}
         self.by_document: dict[str, set[str]] = {}
-        for chunk in index.chunks():
-            self.by_section.setdefault((chunk.document, chunk.section_hash), set()).add(chunk.id)
-            self.by_document.setdefault(chunk.document, set()).add(chunk.id)
+        for chunk, (document, _, section_hash, *_) in index.places().items():
+            self.by_section.setdefault((document, section_hash), set()).add(chunk)
+            self.by_document.setdefault(document, set()).add(chunk)
 
     @classmethod
     def open(cls, release: Release, opened: ExitStack, engine=None) -> Arm:

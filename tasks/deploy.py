@@ -13,6 +13,7 @@ import httpx
 from data.ledger import Ledger
 from data.records import Record, Release
 from settings import settings
+from tasks.cluster import connect
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,6 @@ class Asked(Record):
     citations: int
     seconds: float
     problem: str
-
-
-def connect() -> None:
-    """Join the running Ray cluster; joining twice changes nothing."""
-    import ray
-
-    if not ray.is_initialized():
-        # What this driver's workers print (the progress of training) is shown here.
-        ray.init(address=settings().ray, namespace="perennial", log_to_driver=True, logging_level="warning")
 
 
 def ask(assistant: str, question: str, release: str | None = None, source: str = "smoke", timeout: float = 60) -> Asked:

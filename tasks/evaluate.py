@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data import snapshots
 from data.ledger import Ledger
 from data.records import (
     Answer,
@@ -27,7 +28,7 @@ from data.records import (
     digest,
 )
 from settings import settings
-from tasks import gate, prepare
+from tasks import gate
 from tasks.arm import Arm, sentences
 from tasks.gate import GateSettings, Scores
 
@@ -168,7 +169,7 @@ def tuned_decisions(ledger: Ledger, candidate: Release) -> int:
 
 def questions_for(snapshot: Snapshot, kind: str, suite: Suite) -> tuple[list[GoldenQuestion], set[str]]:
     """The questions that vote, and the ids of those asked with their answering section left out of retrieval."""
-    voting = [question for question in prepare.golden(snapshot) if question.votes]
+    voting = [question for question in snapshots.golden(snapshot) if question.votes]
     few = {"bootstrap": suite.bootstrap_questions, "rollback": suite.rollback_questions}
     if kind in few:
         return sorted(voting, key=lambda q: digest(q.id))[: few[kind]], set()
@@ -182,7 +183,7 @@ def smoke_questions(snapshot: Snapshot, release: Release, most: int = 50) -> lis
     """Questions for the smoke query and the canary: golden ones and probes of the documents in turn."""
     from data.store import open_index
 
-    golden = [question.question for question in prepare.golden(snapshot) if question.votes][: most // 2]
+    golden = [question.question for question in snapshots.golden(snapshot) if question.votes][: most // 2]
     chunks = sorted(open_index(release.index).chunks(), key=lambda chunk: chunk.id)
     probes = [sentences(chunk)[0] for chunk in chunks[: most - len(golden)]]
     mixed = [question for pair in zip(golden, probes, strict=False) for question in pair]
@@ -193,7 +194,8 @@ def changed_sections(new: IndexVersion, old: IndexVersion) -> set[tuple[str, str
     """(document, section hash) of sections that are new or edited in `new`."""
     from data.store import open_index
 
-    return open_index(new).sections() - open_index(old).sections()
+    now, before = ({(p[0], p[2]) for p in open_index(version).places().values()} for version in (new, old))
+    return now - before
 
 
 # --- latency ----------------------------------------------------------------------------------

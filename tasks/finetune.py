@@ -19,6 +19,7 @@ import numpy as np
 
 from data.records import IndexVersion, Model, Prompt, Retrieval, Snapshot, as_json, digest, file_sha256
 from settings import settings
+from tasks.cluster import connect
 from tasks.contexts import Rows, bind, contexts, rows
 from tasks.training import COMPLETE, Training, train_loop_per_worker
 
@@ -54,8 +55,7 @@ def finetune(
     if not (work / "rows.npz").exists():
         training_rows(snapshot, index, prompt, retrieval, training, workers).save(work / "partial.npz")
         os.replace(work / "partial.npz", work / "rows.npz")
-    if not ray.is_initialized():
-        ray.init(address=settings().ray)
+    connect()
     if not (work / "adapter" / COMPLETE).exists():
         train(work, training, workers, f"{snapshot.assistant}-{key}")
     # In a process of its own: merging holds the base in float32 twice, which would stay with the flow to its end
@@ -72,10 +72,10 @@ def training_rows(
     from tokenizers import Tokenizer
 
     from data.embedding import load
+    from data.snapshots import examples
     from data.store import open_index
     from serving.engine.models import base_folder, embedder_folder
     from serving.rag import build_prompt, retrieve_many
-    from tasks.prepare import examples
 
     searched, embedder = open_index(index), load(embedder_folder())
     encoder = Tokenizer.from_file(str(base_folder() / "tokenizer.json"))

@@ -21,12 +21,15 @@ NEAR_DUPLICATE = 88
 
 
 class Corpus:
-    """Documents by id, with the look-ups that binding needs. `aliases` maps left-out copies to what was kept."""
+    """Documents by id, with the look-ups that binding needs. `aliases` maps left-out copies to what was kept.
 
-    def __init__(self, documents: Sequence[Document], aliases: Mapping[str, str]):
+    `total`: how many documents there are, where only those that questions name are given.
+    """
+
+    def __init__(self, documents: Sequence[Document], aliases: Mapping[str, str], total: int):
         self.documents = {document.id: document for document in documents}
         self.aliases = dict(aliases)
-        self.by_document = len(self.documents) >= SPLIT_BY_DOCUMENT
+        self.by_document = total >= SPLIT_BY_DOCUMENT
         self._sections = {(s.document, s.heading): s for document in documents for s in document.sections}
         self._plain = {key: _plain(section.text) for key, section in self._sections.items()}
 

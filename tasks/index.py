@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from data import chunking, formats
+from data import chunking, snapshots
 from data.ledger import Ledger
-from data.records import ChunkSettings, IndexVersion, Record, Snapshot, Sources, digest
-from tasks.prepare import documents
+from data.records import ChunkSettings, IndexVersion, Record, Release, Snapshot, Sources
+from settings import settings
+from tasks.cluster import has_ray
+from tasks.prepare import prepare
 
 # More new chunks than this are embedded on Ray, where the work is seen and a lost worker is replaced.
 MOST_IN_PROCESS = 2000
+# Releases that were live and can be gone back to; their index versions stay on disk.
+KEPT_RELEASES = 8
+# Seconds after which a release that nobody decided on belongs to a flow that is no more.
+UNDECIDED_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -35,57 +43,59 @@ class Staleness(Record):
 
 
 def build_index(snapshot: Snapshot, settings: ChunkSettings = ChunkSettings()) -> IndexVersion:
-    """The index version that holds exactly the snapshot's chunks; only chunks that are new are embedded.
+    """The index version that holds exactly the snapshot's chunks; only what is new is split and embedded.
 
     The same snapshot again is a read. Another embedder or other settings give a table of its own, beside the old one.
     """
+    from tqdm import tqdm
+
     from data import embedding, store
     from serving.engine.models import embedder_folder
 
     folder = str(embedder_folder())
     embedder = embedding.load(folder)
-    chunks = [chunk for document in documents(snapshot) for chunk in chunking.split(document, settings, embedder.count)]
+
+    def embed(texts: list[str]) -> np.ndarray:
+        many = len(texts) > MOST_IN_PROCESS
+        return embed_on_ray(folder, texts) if many and has_ray() else embedder.embed_passages(texts)
+
+    every = ((document, section) for document in snapshots.documents(snapshot) for section in document.sections)
     return store.write(
         snapshot.assistant,
-        chunks,
-        lambda texts: embed_on_ray(folder, texts) if _wants_ray(len(texts)) else embedder.embed(texts),
+        tqdm(every, total=snapshot.sections, desc="index", unit="section", disable=None, mininterval=2),
+        partial(chunking.split_section, settings=settings, count=embedder.count),
+        embed,
         embedder.sha256,
         chunking.chunker_hash(settings),
         snapshot.id,
     )
 
 
-def stale_sections(sources: Sources, index: IndexVersion) -> Staleness:
-    """What changed in the sources since `index` was built, by hash of each section, the sources being read again.
+def stale_sections(sources: Sources, index: IndexVersion, previous: Snapshot | None = None) -> Staleness:
+    """What changed in the sources since `index` was built, by hash of each section as it would be indexed now.
 
-    A section under a new title counts as changed, since the title is shown with it. Raises FileNotFoundError or
-    ValueError when no document can be read: an unmounted share is a fault, not a deletion of everything.
+    Only files that changed since `previous` are read. A section under a new title or for other readers counts as
+    changed. Raises FileNotFoundError or ValueError when no document can be read: an unmounted share is a fault, not a
+    deletion of everything.
     """
     from data import store
 
-    found = formats.read(sources.documents)
-    if not found.documents:
-        raise ValueError(f"no document could be read under {sources.documents!r}; staleness is unknown")
+    snapshot = prepare(sources, previous)
+    fingerprint = snapshots.fingerprint(snapshot)
+    if snapshot.id == index.snapshot:
+        return Staleness(fingerprint=fingerprint)
     now = {
-        (section.document, section.heading): (section.hash, section.title)
-        for document in found.documents
+        (document.id, section.heading): (section.hash, document.title, document.access, document.tenant)
+        for document in snapshots.documents(snapshot)
         for section in document.sections
     }
-    before = store.open_index(index).outline()
+    before = {(where[0], where[1]): where[2:] for where in store.open_index(index).places().values()}
     return Staleness(
         changed=tuple(sorted(place for place in now.keys() & before.keys() if now[place] != before[place])),
         added=tuple(sorted(now.keys() - before.keys())),
         deleted=tuple(sorted(before.keys() - now.keys())),
-        fingerprint=digest(sorted(now.items())),
+        fingerprint=fingerprint,
     )
-
-
-def _wants_ray(texts: int) -> bool:
-    if texts <= MOST_IN_PROCESS:
-        return False
-    import ray
-
-    return ray.is_initialized()
 
 
 class EmbedBatch:
@@ -97,12 +107,12 @@ class EmbedBatch:
         self._embedder = embedding.load(folder)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        vectors = self._embedder.embed([str(text) for text in batch["text"]])
+        vectors = self._embedder.embed_passages([str(text) for text in batch["text"]])
         return {"row": batch["row"], "vector": vectors}
 
 
 def embed_on_ray(folder: str, texts: list[str]) -> np.ndarray:
-    """As Embedder.embed, in one actor of Ray Data; float32 [len(texts), d] in the order of `texts`."""
+    """As Embedder.embed_passages, in one actor of Ray Data; float32 [len(texts), d] in the order of `texts`."""
     import ray
 
     # Sorted here, because an actor sees one block at a time and padding is paid for like text.
@@ -117,12 +127,27 @@ def embed_on_ray(folder: str, texts: list[str]) -> np.ndarray:
 
 
 def bury_outdated(ledger: Ledger, version: IndexVersion) -> None:
-    """Tombstone every chunk of earlier index versions that is not in `version`, before anything is gated."""
+    """Tombstone what earlier index versions hold of sections that `version` has not, before anything is gated.
+
+    By section, not by chunk: text that was only cut in another way stays, or the live release would lose all of it.
+    """
     from data.store import open_index
 
-    present = open_index(version).ids()
-    earlier: set[str] = set()
-    releases = [ledger.release(accepted) for accepted in ledger.accepted_releases(version.assistant)[:8]]
+    places = open_index(version).places()
+    there, gone = set(places.values()), set()
+    releases = [ledger.release(accepted) for accepted in ledger.accepted_releases(version.assistant)[:KEPT_RELEASES]]
     for index in {release.index for release in releases}:
-        earlier |= open_index(index).ids()
-    ledger.bury(version.assistant, earlier - present, present)
+        gone |= {chunk for chunk, place in open_index(index).places().items() if place not in there}
+    ledger.bury(version.assistant, gone - places.keys(), set(places))
+
+
+def sweep(ledger: Ledger, version: IndexVersion) -> None:
+    """Remove index versions and snapshots that no release can go back to: the accepted ones and undecided ones stay."""
+    from data import store
+
+    name = version.assistant
+    pending = ledger.pending_releases(name, time.time() - UNDECIDED_S)
+    rows = [ledger.release_row(kept) for kept in {*ledger.accepted_releases(name)[:KEPT_RELEASES], *pending}]
+    pinned = {Release.of(row["body"]).index for row in rows}
+    store.sweep(version, {index.version for index in pinned if index.table == version.table})
+    snapshots.sweep(settings().snapshots / name, {version.snapshot, *(row["snapshot"]["id"] for row in rows)})

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from data import snapshots
 from data.ledger import Ledger
 from data.records import Decision, Snapshot, as_json
-from tasks import prepare
 from tasks.diagnose import Evidence, Remedy
+from tasks.retrieval import RetrievalReport
+from tasks.retrieval import markdown as table
 
 
 def snapshot(made: Snapshot) -> None:
     """Counts of a snapshot, and every quarantined input with its reason."""
-    rows = [{"file": q.file, "place": q.place, "reason": q.reason} for q in prepare.quarantine(made)]
+    rows = [{"file": q.file, "place": q.place, "reason": q.reason} for q in snapshots.quarantine(made)]
+    taken = [{"file": r["file"], "document": r["document"], "reason": r["reason"]} for r in snapshots.filtered(made)]
+    personal = ", ".join(f"{count} {kind}" for kind, count in sorted(snapshots.redacted(made).items()))
     counts = (
         f"{made.documents} documents, {made.sections} sections, {made.examples} training examples, {made.golden} "
-        f"golden questions ({made.aged} set aside), {made.duplicates} duplicates, {made.leaked} leaked examples "
-        f"removed, {made.quarantined} quarantined"
+        f"golden questions ({made.aged} set aside), {made.quarantined} quarantined; left out: {made.duplicates} "
+        f"copies, {made.near_duplicates} near-copies, {made.unfit} unfit documents, {made.leaked} leaked examples, "
+        f"{made.furniture} lines of boilerplate; redacted: {personal or 'nothing'}"
     )
     print(f"prepare: {counts}")
     create_markdown_artifact(key="snapshot", markdown=f"## {made.assistant}\n\n{counts}\n", description=counts)
+    if taken:
+        create_table_artifact(key="filtered", table=taken, description=f"documents of {made.assistant} left out")
     if rows:
         create_table_artifact(key="quarantine", table=rows, description=f"input of {made.assistant} that was not used")
 
@@ -66,8 +73,15 @@ def signals(assistant: str, evidence: Evidence, found: Remedy) -> None:
     create_table_artifact(key="signals", table=rows, description=f"{assistant}: {found.kind}. {found.reason}"[:250])
 
 
+def retrieval(assistant: str, found: RetrievalReport) -> None:
+    """Where the right chunks come among those found, metric by metric."""
+    said = f"{assistant}: hit@3 {found['hit@3'].mean:.1%}, MRR {found['mrr'].mean:.3f} on {found.questions} questions"
+    print(f"retrieval: {said}")
+    create_markdown_artifact(key="retrieval", markdown=f"## {assistant}\n\n{table(found)}\n", description=said)
+
+
 def ask_reviews(ledger: Ledger, snapshot: Snapshot) -> None:
     """Put the golden questions that aged with their source into the review queue."""
-    aged = [question for question in prepare.golden(snapshot) if not question.votes]
+    aged = [question for question in snapshots.golden(snapshot) if not question.votes]
     subjects = {f"{question.id}@{snapshot.id}": as_json(question) for question in aged}
     ledger.ask_review(snapshot.assistant, "aged golden question", subjects)

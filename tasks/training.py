@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.embedding import has_bf16
 from data.records import Record, file_sha256
 from tasks.contexts import Mixture, Rows
 
@@ -67,7 +68,7 @@ def train_loop_per_worker(config: dict) -> None:
     data = Rows.load(work / "rows.npz")
     plan = steps(data.lengths, training, world)
     model, adapted = adapted_model(config["base"], training, device)
-    # The adapter computes in the base's bfloat16 but is kept and updated in float32: small updates would round away
+    # The adapter computes in the base's type but is kept and updated in float32: small updates would round away
     master = torch.nn.Parameter(torch.cat([p.detach().float().reshape(-1) for p in adapted]))
     master.grad = torch.zeros_like(master)
     optimizer = torch.optim.AdamW([master], lr=training.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
@@ -149,15 +150,20 @@ def steps(lengths: np.ndarray, training: Training, world: int) -> list[list[list
 
 
 def adapted_model(base: str, training: Training, device: str):
-    """The frozen base in bfloat16 with a new LoRA adapter on each linear layer but the output; the parameters."""
+    """The frozen base with a new LoRA adapter on each linear layer but the output, and the adapter's parameters.
+
+    In bfloat16 where the processor computes in it.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AttentionInterface, AutoModelForCausalLM
 
     AttentionInterface.register("branches", attend)
     torch.manual_seed(training.seed)  # every worker starts from the same adapter
+    # A processor without bf16 emulates it, far slower than it computes in float32
+    dtype = torch.bfloat16 if has_bf16(device) else torch.float32
     loaded = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.bfloat16, attn_implementation="branches", use_safetensors=True, trust_remote_code=False
+        base, dtype=dtype, attn_implementation="branches", use_safetensors=True, trust_remote_code=False
     )
     lora = LoraConfig(r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(loaded, lora, autocast_adapter_dtype=False).to(device)

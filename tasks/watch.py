@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import numpy as np
 
 from data import formats
 from data.ledger import Ledger
-from data.records import Interval, Record, Release, Sources, as_json, digest
+from data.records import Interval, Record, Release, Snapshot, Sources, as_json, digest
 from data.requests import RequestLog
 from settings import settings
 from tasks import deploy, drift, index
@@ -54,7 +55,7 @@ def watch(assistant: str, chosen: MonitorSettings = MonitorSettings()) -> tuple[
         return Evidence(), {}
     sources = Sources.of(row["sources"])
     wait_for_quiet(sources, chosen.debounce_s)
-    stale = index.stale_sections(sources, live.index)
+    stale = index.stale_sections(sources, live.index, Snapshot.of(row["snapshot"]) if row["snapshot"] else None)
     if not stale:
         unbury(book, live)
     states = book.signal_states(assistant)
@@ -128,7 +129,8 @@ def unbury(book: Ledger, live: Release) -> None:
 
 def wait_for_quiet(sources: Sources, debounce_s: float) -> None:
     """Let an edit in progress finish: wait until the newest file of the documents is `debounce_s` old, once."""
-    newest = max((file.stat().st_mtime for _, file in formats.files(sources.documents)), default=0.0)
+    newest = max(file.modified for file in formats.listed(sources.documents))
+    newest = datetime.fromisoformat(newest).timestamp() if newest else 0.0
     time.sleep(min(max(0.0, newest + debounce_s - time.time()), debounce_s))
 
 

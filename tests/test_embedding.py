@@ -41,6 +41,16 @@ def test_many_texts_at_once_give_what_each_gives_alone(embedder):
 
 
 @pytest.mark.model
+def test_a_passage_has_the_same_vector_to_the_last_bit_whatever_comes_with_it(embedder):
+    texts = [f"{TEXTS[i % 3]} {'and more ' * (7 * i % 11)}" for i in range(20)]
+    together = embedder.embed_passages(texts)
+    for some in ([3], [19, 0], list(range(5, 17))):
+        assert (embedder.embed_passages([texts[i] for i in some]) == together[some]).all()
+    assert (together * embedder.embed(texts)).sum(1).min() > 0.999
+    assert embedder.embed_passages([]).shape == (0, 384)
+
+
+@pytest.mark.model
 def test_tokens_are_counted_past_the_limit_that_embedding_has(embedder):
     long = "word " * 400
     assert embedder.count(long) == 400

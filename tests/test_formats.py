@@ -1,19 +1,23 @@
 """Files into documents, questions and quarantine."""
 
 import gzip
-import io
 import json
-import os
-import tarfile
-import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data import formats, readers
-from data.formats import files, read, read_examples
+from data.formats import read, read_examples
 from data.readers import READERS, clean
+from tests.documents import packed, parse_here, pdf, put, word
+
+
+@pytest.fixture(autouse=True)
+def without_a_child(monkeypatch):
+    """What is read does not depend on the process that reads it: test_parsing shows that, and takes longer."""
+    monkeypatch.setattr(formats, "parse", parse_here)
+
 
 SQUAD = {
     "data": [
@@ -29,14 +33,6 @@ SQUAD = {
         }
     ]
 }
-
-
-def put(folder, **contents):
-    for name, content in contents.items():
-        path = folder / name.replace("__", "/").replace("_DOT_", ".")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return str(folder)
 
 
 def reason(found):
@@ -76,7 +72,7 @@ def test_headings_below_the_second_level_carry_their_path_and_repeated_ones_are_
 def test_a_hash_inside_a_fence_is_no_heading_and_code_keeps_its_marks(tmp_path):
     page = "# T\n## A\n```python\n# not a heading\nx = **y**\n```\nafter `a**b**` text\n"
     _, sections = outline(read(put(tmp_path, a_DOT_md=page)))
-    assert sections == [("A", "# not a heading\nx = **y**\nafter a**b** text")]
+    assert sections == [("A", "```python\n# not a heading\nx = **y**\n```\nafter a**b** text")]
 
 
 def test_tables_become_rows_in_markdown_and_html(tmp_path):
@@ -102,8 +98,10 @@ def test_text_after_a_nested_block_is_a_line_of_its_own(tmp_path):
         "one",
         "two",
         "three",
-        "x",
-        "y",
+        "```",
+        "  x",
+        "  y",
+        "```",
         "four",
     ]
 
@@ -159,56 +157,6 @@ def test_examples_are_read_from_jsonl_and_csv(tmp_path):
     assert (examples[0].document, examples[0].section, refused) == ("d.md", "S", [])
 
 
-def packed(**members):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-def pdf(pages, bookmarks=(), password=None):
-    """A PDF with one line of text a page; `bookmarks`: (title, page from 0)."""
-    from pypdf import PdfWriter
-    from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
-
-    writer = PdfWriter()
-    font = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/Helvetica"}
-    fonts = DictionaryObject({NameObject(key): NameObject(value) for key, value in font.items()})
-    for text in pages:
-        page, stream = writer.add_blank_page(300, 300), DecodedStreamObject()
-        stream.set_data(f"BT /F1 12 Tf 20 200 Td ({text}) Tj ET".encode())
-        page[NameObject("/Contents")] = stream
-        page[NameObject("/Resources")] = DictionaryObject(
-            {NameObject("/Font"): DictionaryObject({NameObject("/F1"): fonts})}
-        )
-    for title, page in bookmarks:
-        writer.add_outline_item(title, page)
-    if password:
-        writer.encrypt(password)
-    buffer = io.BytesIO()
-    writer.write(buffer)
-    return buffer.getvalue()
-
-
-def word():
-    from docx import Document
-
-    document = Document()
-    document.add_heading("Trash", 0)
-    document.add_paragraph("Intro.")
-    document.add_heading("How long", 2)
-    table = document.add_table(2, 2)
-    for cell, text in zip(
-        (cell for row in table.rows for cell in row.cells), ("Plan", "Days", "Team", "75"), strict=True
-    ):
-        cell.text = text
-    document.add_paragraph("Then they are gone.")
-    buffer = io.BytesIO()
-    document.save(buffer)
-    return buffer.getvalue()
-
-
 RST = """
 =====
 Trash
@@ -245,7 +193,7 @@ def test_word_and_rst_give_title_sections_and_table_rows(tmp_path):
     )
     title, sections = outline(read(put(tmp_path / "rst", a_DOT_rst=RST)))
     assert title == "Trash" and sections[0] == ("", "Intro, see the limits.")
-    assert sections[1] == ("How long", "Plan | Days\nTeam | 75\nkeep --days 75\n\nWas 60.")
+    assert sections[1] == ("How long", "Plan | Days\nTeam | 75\n\n```sh\nkeep --days 75\n```\n\nWas 60.")
 
 
 def test_a_pdf_has_a_section_a_page_under_its_bookmark(tmp_path):
@@ -258,46 +206,6 @@ def test_a_pdf_has_a_section_a_page_under_its_bookmark(tmp_path):
             ("Security > Page 3", "Logs stay."),
         ],
     )
-
-
-def tarred(**members):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-        link = tarfile.TarInfo("link.md")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(("name", "pack"), [("docs_DOT_zip", packed), ("docs_DOT_tar_DOT_gz", tarred)])
-def test_an_archive_is_read_file_by_file(tmp_path, name, pack):
-    members = {
-        "guide/a.md": b"# A\ntext",
-        "b.txt": b"other",
-        ".hidden/c.md": b"# C\nx",
-        "../up.md": b"# Up\nx",
-        "bad.json": b"{",
-        "inner.zip": packed(**{"d.md": b"x"}),
-        "e.pptx": b"x",
-    }
-    found, plain = read(put(tmp_path, **{name: pack(**members)})), name.replace("_DOT_", ".")
-    assert [document.id for document in found.documents] == [f"{plain}/b.txt", f"{plain}/guide/a.md"]
-    reasons = {row.file.removeprefix(f"{plain}/"): row.reason for row in found.quarantined}
-    assert set(reasons) == {"bad.json", "inner.zip", "e.pptx"}
-    assert "inside an archive" in reasons["inner.zip"] and "no reader" in reasons["e.pptx"]
-    alone = read(str(tmp_path / plain))
-    assert [document.id for document in alone.documents] == ["b.txt", "guide/a.md"]
-
-
-def test_an_archive_that_unpacks_to_too_much_is_read_up_to_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "MOST_ARCHIVE_BYTES", 10)
-    found = read(put(tmp_path, docs_DOT_zip=packed(**{"a.md": b"# A\ntext", "b.md": b"# B\ntext"})))
-    assert [document.id for document in found.documents] == ["docs.zip/a.md"]
-    assert (found.quarantined[0].file, "unpacks to more" in reason(found)) == ("docs.zip", True)
 
 
 BOMB = gzip.compress(b"a" * (readers.MOST_BYTES + 1), 1)
@@ -353,12 +261,6 @@ def test_nothing_at_the_path_is_an_error_because_it_is_no_deletion(tmp_path):
             read(str(path))
 
 
-def test_a_glob_names_documents_below_its_fixed_part(tmp_path):
-    put(tmp_path, a__x_DOT_md="# X\nx", a__y_DOT_txt="y", b__z_DOT_md="# Z\nz")
-    assert [name for name, _ in files(f"{tmp_path}/*/*.md")] == ["a/x.md", "b/z.md"]
-    assert [name for name, _ in files(f"{tmp_path}/a/x.md")] == ["x.md"]
-
-
 def test_an_exact_copy_is_dropped_counted_and_remembered(tmp_path):
     found = read(put(tmp_path, a_DOT_md="# A\nsame", b_DOT_txt="same", c_DOT_md="# C\nother"))
     assert [document.id for document in found.documents] == ["a.md", "c.md"]
@@ -384,11 +286,3 @@ def test_every_reader_refuses_rather_than_crashes_on_noise(tmp_path):
     found = read(put(tmp_path, good_DOT_md="# Good\ntext"))
     assert [document.id for document in found.documents] == ["good.md"]
     assert len(found.quarantined) == len(READERS)
-
-
-@pytest.mark.parametrize("name", ["pipe.md", "pipe.zip", "pipe.tar.gz"])
-def test_a_pipe_among_the_files_is_refused_rather_than_waited_for(tmp_path, name):
-    os.mkfifo(tmp_path / name)
-    found = read(put(tmp_path, good_DOT_md="# Good\ntext"))
-    assert [document.id for document in found.documents] == ["good.md"]
-    assert "not a plain file" in reason(found)

@@ -12,7 +12,7 @@ def corpus(aliases=None, **texts):
     """Documents by name; a text is {heading: text}."""
     made = [Document(f"{d}.md", d, tuple(Section(f"{d}.md", d, h, t) for h, t in parts.items()))
             for d, parts in texts.items()]  # fmt: skip
-    return Corpus(made, aliases or {})
+    return Corpus(made, aliases or {}, len(made))
 
 
 TRASH = {"Trash": "Files stay 30 days. Admins may empty it.", "Price": "It costs 6 euros."}

@@ -138,33 +138,3 @@ def test_bad_keys_are_told_to_wait_after_too_many_from_one_address():
     assert refused(throttle.failed, "b").status == 401
     assert refused(throttle.failed, "c").status == 401
     assert len(throttle._failures) == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        ("Write to ann.lee+x@mail.example.com today", "Write to [email] today"),
-        ("IBAN DE89 3704 0044 0532 0130 00 please", "IBAN [iban] please"),
-        ("card 4111 1111 1111 1111.", "card [card]."),
-        ("from 192.168.0.17, then", "from [ip], then"),
-        ("host 2001:0db8:85a3:0000:0000:8a2e:0370:7334 up", "host [ip] up"),
-        ("host fe80::1 up", "host [ip] up"),
-        ("call +33 6 12 34 56 78 now", "call [phone] now"),
-        ("call (415) 555-2671 now", "call [phone] now"),
-    ],
-)
-def test_personal_data_is_redacted(text, kept):
-    assert guard.redact(text) == kept
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Between 1939-1945, at 10:30:00, version 3.11.4",
-        "Order 4111 1111 1111 1112 of 2024-05-01",
-        "It costs 1,250,000.50 and has 12 345 678 inhabitants",
-        "std::vector and a::b",
-    ],
-)
-def test_numbers_and_code_that_are_not_personal_stay(text):
-    assert guard.redact(text) == text

@@ -25,7 +25,7 @@ class FakeEmbedder:
     def count(self, text):
         return len(text.split())
 
-    def embed(self, texts):
+    def embed_passages(self, texts):
         self.embedded += len(texts)
         rows = np.full((len(texts), 32), 0.01, np.float32)
         for row, text in zip(rows, texts, strict=True):
@@ -107,7 +107,7 @@ def test_sources_that_cannot_be_read_are_a_fault_and_not_a_deletion(docs):
     sources, built = build(docs)
     for file in docs.iterdir():
         file.write_bytes(b"")
-    with pytest.raises(ValueError, match="staleness is unknown"):
+    with pytest.raises(ValueError, match="no document could be read"):
         stale_sections(sources, built)
     for file in docs.iterdir():
         file.unlink()
@@ -122,13 +122,21 @@ def test_staleness_turns_into_json_and_back(docs):
     assert Staleness.of(as_json(stale)) == stale
 
 
-def test_few_chunks_are_embedded_here_and_many_on_ray_when_it_runs(monkeypatch):
+def test_few_chunks_are_embedded_here_and_many_on_ray_when_it_runs(docs, embedder, monkeypatch):
     import ray
 
-    assert not index._wants_ray(index.MOST_IN_PROCESS + 1)
+    given = []
+    monkeypatch.setattr(index, "MOST_IN_PROCESS", 4)
+    monkeypatch.setattr(
+        index, "embed_on_ray", lambda folder, texts: given.append(len(texts)) or embedder.embed_passages(texts)
+    )
+    build(docs)
+    assert given == []
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    assert index._wants_ray(index.MOST_IN_PROCESS + 1)
-    assert not index._wants_ray(index.MOST_IN_PROCESS)
+    for number in range(5):
+        (docs / f"n{number}.md").write_text(f"# N{number}\n## One\nNew fact {number}.\n")
+    build(docs)
+    assert given == [5]
 
 
 def test_embedding_on_ray_keeps_the_order_of_the_texts(monkeypatch, embedder):
@@ -153,4 +161,4 @@ def test_embedding_on_ray_keeps_the_order_of_the_texts(monkeypatch, embedder):
 
     monkeypatch.setattr(ray.data, "from_items", Rows)
     texts = [f"text {'long ' * (i % 5)}{i}" for i in range(11)]
-    assert np.allclose(index.embed_on_ray("folder", texts), embedder.embed(texts))
+    assert np.allclose(index.embed_on_ray("folder", texts), embedder.embed_passages(texts))

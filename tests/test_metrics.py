@@ -9,6 +9,7 @@ import pytest
 from data.records import Answer, Chunk, Citation, Generation, GoldenQuestion, Hit
 from tasks.metrics import METRICS, Item, aggregate, score
 from tasks.metrics.answers import finish
+from tasks.metrics.retrieval import RANKED
 
 
 def item(text="Wilhelm Röntgen", accepted=("Wilhelm Röntgen",), hits=("c1", "c2"), cited=("c1",), gold=("c1",), **more):
@@ -53,6 +54,38 @@ def test_retrieval_is_scored_by_chunk_id():
     assert one("context_precision", gold=("c2",)) == 0.5
     assert one("hit_rate", gold=("c9",)) == one("reciprocal_rank", gold=("c9",)) == 0.0
     assert one("context_precision", hits=(), gold=("c1",)) == 0.0
+
+
+def ranked(name, **about):
+    return RANKED[name](item(**about))
+
+
+def test_a_ranking_is_measured_by_the_places_of_its_gold_chunks():
+    hits, gold = ("c1", "c2", "c3", "c4", "c5", "c6"), ("c2", "c6", "c9")
+    assert [ranked(f"hit@{k}", hits=hits, gold=gold) for k in (1, 3, 5, 10)] == [0.0, 1.0, 1.0, 1.0]
+    recalls = [ranked(f"chunk recall@{k}", hits=hits, gold=gold) for k in (1, 3, 5, 10)]
+    assert recalls == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3])
+    assert ranked("mrr", hits=hits, gold=gold) == 0.5
+    best = 1 + 1 / math.log2(3) + 1 / math.log2(4)
+    assert ranked("ndcg@10", hits=hits, gold=gold) == pytest.approx((1 / math.log2(3) + 1 / math.log2(7)) / best)
+
+
+def test_the_best_order_has_a_discounted_gain_of_one_also_with_more_gold_than_places():
+    many = tuple(f"c{n}" for n in range(30))
+    assert ranked("ndcg@10", hits=("c1", "c2"), gold=("c1", "c2")) == 1.0
+    assert ranked("ndcg@10", hits=many[:10], gold=many) == pytest.approx(1.0)
+
+
+def test_the_right_document_counts_without_the_right_chunk():
+    assert ranked("document recall@1", hits=("c1",), gold=("c2",)) == 1.0
+    assert ranked("document recall@1", hits=(), gold=("c2",)) == 0.0
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_a_metric_of_a_ranking_is_between_zero_and_one_and_needs_a_gold_chunk(name):
+    for hits in ((), ("c1",), ("c2", "c1"), tuple(f"c{n}" for n in range(20))):
+        assert 0 <= ranked(name, hits=hits, gold=("c1", "c3", "c19")) <= 1
+        assert ranked(name, hits=hits, gold=()) is None
 
 
 @pytest.mark.parametrize(

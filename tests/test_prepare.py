@@ -1,14 +1,18 @@
 """Sources into a snapshot."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import settings
-from data.records import Sources
+from data import snapshots
+from data.records import Cleaning, Sources
+from data.snapshots import VERSION
+from data.sources import listed
 from tasks import prepare
-from tasks.prepare import VERSION, inputs_key
+from tasks.prepare import inputs_key
 
 
 @pytest.fixture(autouse=True)
@@ -53,16 +57,16 @@ def handbook(tmp_path):
 
 
 def reasons(snapshot):
-    return [row["reason"] for row in prepare.left_out(snapshot)]
+    return [row["reason"] for row in snapshots.left_out(snapshot)]
 
 
 def test_a_snapshot_holds_what_was_read_and_says_how_much(handbook):
     made = handbook.prepare()
     assert (made.documents, made.sections, made.examples, made.golden, made.leaked) == (80, 80, 60, 20, 0)
-    assert len(prepare.sections(made)) == 80
-    assert prepare.documents(made)[0].sections[0].heading == "Limit"
-    assert all(example.section == "Limit" for example in prepare.examples(made))
-    assert all(question.votes and question.section_hash for question in prepare.golden(made))
+    assert len(list(snapshots.sections(made))) == 80
+    assert next(snapshots.documents(made)).sections[0].heading == "Limit"
+    assert all(example.section == "Limit" for example in snapshots.examples(made))
+    assert all(question.votes and question.section_hash for question in snapshots.golden(made))
 
 
 def test_preparing_twice_is_a_read_of_the_same_files(handbook):
@@ -90,16 +94,16 @@ def test_a_snapshot_cut_off_before_its_marker_is_made_again(handbook):
     made = handbook.prepare()
     (Path(made.uri) / "COMPLETE").unlink()
     with pytest.raises(FileNotFoundError, match="not complete"):
-        prepare.sections(made)
+        snapshots.sections(made)
     assert handbook.prepare() == made
-    assert len(prepare.sections(made)) == 80
+    assert len(list(snapshots.sections(made))) == 80
 
 
 def test_a_damaged_table_is_made_again(handbook):
     made = handbook.prepare()
     (Path(made.uri) / "sections.parquet").write_bytes(b"")
     assert handbook.prepare() == made
-    assert len(prepare.sections(made)) == 80
+    assert len(list(snapshots.sections(made))) == 80
 
 
 def test_golden_questions_and_their_near_duplicates_are_never_training_examples(handbook):
@@ -109,8 +113,8 @@ def test_golden_questions_and_their_near_duplicates_are_never_training_examples(
             row | {"question": row["question"].lower().rstrip("?"), "document": None, "section": None}
         )
     made = handbook.prepare()
-    golden = {question.question.lower() for question in prepare.golden(made)}
-    assert not golden & {example.question.lower() + "?" for example in prepare.examples(made)}
+    golden = {question.question.lower() for question in snapshots.golden(made)}
+    assert not golden & {example.question.lower() + "?" for example in snapshots.examples(made)}
     assert (made.examples, made.leaked) == (60, 10)
     assert len(reasons(made)) == 10
 
@@ -125,9 +129,9 @@ def test_other_questions_about_a_golden_document_are_not_trained_on(handbook):
 def test_without_a_golden_file_documents_are_held_out_and_none_is_on_both_sides(handbook):
     handbook.pairs += handbook.held
     made = handbook.prepare(golden=False)
-    held = {question.document for question in prepare.golden(made)}
+    held = {question.document for question in snapshots.golden(made)}
     assert len(held) == 16
-    assert not held & {example.document for example in prepare.examples(made)}
+    assert not held & {example.document for example in snapshots.examples(made)}
     assert made.golden + made.examples == 80
 
 
@@ -142,7 +146,7 @@ def test_an_edited_fact_ages_its_golden_question_and_takes_its_training_example_
     handbook.write("d30.md", "# Page 30\n## Limit\nThe limit of item 30 is 7 units.\n")
     second = handbook.prepare(first)
     assert (second.aged, second.golden, second.examples) == (1, 20, 59)
-    (review,) = prepare.reviews(second)
+    (review,) = snapshots.reviews(second)
     assert ("100 units" in review["old"], "7 units" in review["new"]) == (True, True)
     assert reasons(second) == ["outdated: its answer is no longer in the section it was bound to"]
     third = handbook.prepare(second)
@@ -155,7 +159,7 @@ def test_a_person_giving_new_answers_makes_an_aged_question_vote(handbook):
     second = handbook.prepare(first)
     handbook.held[0]["answers"] = ["7 units"]
     third = handbook.prepare(second)
-    assert (second.aged, third.aged, prepare.reviews(third)) == (1, 0, [])
+    assert (second.aged, third.aged, snapshots.reviews(third)) == (1, 0, [])
 
 
 def test_a_deleted_document_ages_its_golden_question_and_quarantines_its_examples(handbook, tmp_path):
@@ -164,7 +168,7 @@ def test_a_deleted_document_ages_its_golden_question_and_quarantines_its_example
         (tmp_path / "docs" / name).unlink()
     second = handbook.prepare(first)
     assert (second.documents, second.aged, second.golden, second.examples) == (78, 1, 20, 59)
-    (row,) = prepare.quarantine(second)
+    (row,) = snapshots.quarantine(second)
     assert "no document 'd30.md'" in row.reason
     assert "item 30" in row.place
 
@@ -177,7 +181,7 @@ def test_bad_files_and_bad_questions_are_quarantined_and_the_rest_goes_on(handbo
     handbook.held.append({"question": "What is nowhere?", "answers": ["x"], "document": "nowhere.md"})
     made = handbook.prepare()
     assert (made.documents, made.duplicates, made.examples, made.golden) == (80, 1, 60, 20)
-    told = " ".join(row.reason for row in prepare.quarantine(made))
+    told = " ".join(row.reason for row in snapshots.quarantine(made))
     assert made.quarantined == 4
     for part in ("no reader for '.pptx'", "empty", "with other answers", "no document 'nowhere.md'"):
         assert part in told
@@ -198,8 +202,10 @@ def test_an_assistant_name_that_is_no_plain_name_is_refused(name, tmp_path):
 
 def test_the_inputs_key_covers_files_previous_and_code(handbook, monkeypatch):
     sources = handbook.sources()
-    first = inputs_key(sources, None)
+    files = listed(sources.documents)
+    first = inputs_key(sources, files, None)
     made = handbook.prepare()
-    assert inputs_key(sources, made) != first
+    assert inputs_key(sources, files, made) != first
+    assert inputs_key(replace(sources, cleaning=Cleaning(redact=False)), files, None) != first
     monkeypatch.setattr(prepare, "VERSION", VERSION + "x")
-    assert inputs_key(sources, None) != first
+    assert inputs_key(sources, files, None) != first

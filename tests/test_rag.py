@@ -4,7 +4,24 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from data.records import Chunk, Decoding, Generation, Guard, Hit, IndexVersion, Model, Prompt, Release, Retrieval
+import settings
+from data import store
+from data.chunking import chunk_ids
+from data.records import (
+    Chunk,
+    Decoding,
+    Document,
+    Filter,
+    Generation,
+    Guard,
+    Hit,
+    IndexVersion,
+    Model,
+    Prompt,
+    Release,
+    Retrieval,
+    Section,
+)
 from serving import rag
 
 PASSAGE = "The office in Lyon opens at 9 a.m. on weekdays. Parking is free."
@@ -26,14 +43,14 @@ class Index:
     def __init__(self, *hits: Hit):
         self.hits = hits
 
-    def search(self, question, vector, retrieval, exclude):
+    def search(self, question, vector, retrieval, exclude, allowed):
         return [hit for hit in self.hits if hit.chunk.id not in exclude][: retrieval.top_k]
 
 
 class ForgetfulIndex(Index):
-    """Ignores what it should exclude, and how many it should return."""
+    """Ignores what it should exclude, who asks, and how many it should return."""
 
-    def search(self, question, vector, retrieval, exclude):
+    def search(self, question, vector, retrieval, exclude, allowed):
         return list(self.hits)
 
 
@@ -101,9 +118,20 @@ def test_an_unknown_chat_format_is_named():
 
 
 def test_tombstoned_chunks_and_more_than_top_k_never_come_back_even_from_an_index_that_forgets():
-    index = ForgetfulIndex(*(hit(name) for name in "abcde"))
+    index = ForgetfulIndex(*(hit(name, f"Text {name}") for name in "abcde"))
     found = rag.retrieve(index, Embedder(), "q", Retrieval(top_k=2), frozenset("a"))
     assert [h.chunk.id for h in found] == ["b", "c"]
+
+
+def test_what_a_reader_may_not_see_never_comes_back_even_from_an_index_that_forgets():
+    secrets = [{"tenant": "rival"}, {"access": "board"}, {"language": "de"}, {"modified": "2020"}, {"document": "b.md"}]
+    open_ = replace(chunk("open", "Open."), language="en", modified="2026")
+    hidden = [replace(open_, id=str(n), text=f"Secret {n}", **about) for n, about in enumerate(secrets)]
+    index = ForgetfulIndex(*(Hit(c, 0.5, 0.8) for c in (*hidden, open_)))
+    allowed = Filter("us", ("staff",), ("offices.md",), ("en",), "2025")
+    for before in ("", "and before?"):
+        hits, _ = rag.retrieve_turn(index, Embedder(), "q", before, Retrieval(), frozenset(), allowed)
+        assert [h.chunk.id for h in hits] == ["open"]
 
 
 def test_the_passage_that_holds_the_answer_is_cited_by_its_number_in_the_prompt():
@@ -146,43 +174,48 @@ def test_grounding_is_one_for_a_copied_answer_and_low_for_an_invented_one():
     assert rag.grounding("anything", ()) == 0.0
 
 
+def answers(questions, release, engine, index, tombstones=frozenset(), **about):
+    found = rag.retrieve_many(questions, index, Embedder(), release.retrieval, tombstones)
+    return rag.answer_given(questions, found, release, engine, **about)
+
+
 def test_many_questions_are_answered_in_order_within_the_guards_limit(tmp_path):
     engine, index = Engine(), Index(hit("a"))
     some = release(decoding=Decoding(max_new_tokens=900), guard=Guard(max_new_tokens=7))
-    answers = rag.answer_many(["q1", "q2", "q1"], some, engine, index, Embedder(), cache=tmp_path / "answers.db")
-    assert [a.question for a in answers] == ["q1", "q2", "q1"]
-    assert [a.text for a in answers] == ["9 a.m. (7)"] * 3
+    made = answers(["q1", "q2", "q1"], some, engine, index, cache=tmp_path / "answers.db")
+    assert [a.question for a in made] == ["q1", "q2", "q1"]
+    assert [a.text for a in made] == ["9 a.m. (7)"] * 3
     assert len(engine.asked) == 2, "equal prompts are generated once"
 
 
 def test_a_greedy_answer_is_generated_once_and_a_sampled_one_each_time(tmp_path):
     engine, cache = Engine(), tmp_path / "answers.db"
     for _ in range(2):
-        rag.answer_many(["q"], release(), engine, Index(hit("a")), Embedder(), cache=cache)
+        answers(["q"], release(), engine, Index(hit("a")), cache=cache)
     assert len(engine.asked) == 1
     for _ in range(2):
         sampled = release(decoding=Decoding(temperature=0.7))
-        rag.answer_many(["q"], sampled, engine, Index(hit("a")), Embedder(), cache=cache)
+        answers(["q"], sampled, engine, Index(hit("a")), cache=cache)
     assert len(engine.asked) == 3
 
 
 def test_a_deleted_passage_changes_the_prompt_so_the_kept_answer_is_not_used(tmp_path):
     engine, cache, index = Engine(), tmp_path / "answers.db", Index(hit("a"), hit("b", "Other."))
-    rag.answer_many(["q"], release(), engine, index, Embedder(), cache=cache)
-    answers = rag.answer_many(["q"], release(), engine, index, Embedder(), frozenset("a"), cache=cache)
-    assert len(engine.asked) == 2 and [h.chunk.id for h in answers[0].hits] == ["b"]
+    answers(["q"], release(), engine, index, cache=cache)
+    (answer,) = answers(["q"], release(), engine, index, frozenset("a"), cache=cache)
+    assert len(engine.asked) == 2 and [h.chunk.id for h in answer.hits] == ["b"]
 
 
 def test_without_any_passage_the_answer_is_the_abstention_and_the_model_is_not_asked(tmp_path):
     engine = Engine()
-    (answer,) = rag.answer_many(["q"], release(), engine, Index(), Embedder(), cache=tmp_path / "answers.db")
+    (answer,) = answers(["q"], release(), engine, Index(), cache=tmp_path / "answers.db")
     assert answer.abstained and answer.text == Prompt().abstain and engine.asked == []
 
 
 class Words(Index):
     """Scores a chunk by the share of the question's words it holds."""
 
-    def search(self, question, vector, retrieval, exclude):
+    def search(self, question, vector, retrieval, exclude, allowed):
         asked = set(rag.words(question))
         scored = [replace(hit, score=len(asked & set(rag.words(hit.chunk.text))) / len(asked)) for hit in self.hits]
         return sorted(scored, key=lambda hit: -hit.score)[: retrieval.top_k]
@@ -206,3 +239,113 @@ def test_a_follow_up_takes_its_subject_from_before_and_a_new_subject_wins(questi
     hits, vector = rag.retrieve_turn(Words(*SAID), Embedder(), question, before, Retrieval(top_k=2), frozenset())
     assert hits[0].chunk.id == first and len(hits) == 2 and vector.shape == (4,)
     assert hits[0].score >= hits[1].score
+
+
+def test_a_follow_up_is_chosen_from_once_after_both_searches():
+    found = [Hit(Chunk(str(n), "one.md", "T", "S", "h", text), 0.0, 0.5) for n, text in enumerate(["Solo A", "Solo B"])]
+    other = Hit(Chunk("2", "two.md", "T", "S", "h", "Team"), 0.0, 0.5)
+    hits, _ = rag.retrieve_turn(
+        Words(*found, other), Embedder(), "Solo?", "Team?", Retrieval(per_source=1, top_k=2), frozenset()
+    )
+    assert {hit.chunk.document for hit in hits} == {"one.md", "two.md"}
+
+
+# --- who sees what ----------------------------------------------------------------------------
+
+QUOTED = "' OR '1'='1"
+HOSTILE = [
+    QUOTED, "rival1' OR ''='", "rival1' --", "') OR (tenant LIKE '%", "; DROP TABLE chunks", '"', "\\", "%", "*", "_",
+    "rival1 ", "RIVAL1", "rival%", "rival1\x00", "ｒｉｖａｌ1", "NULL", "1=1",
+]  # fmt: skip
+
+
+class Hashed:
+    """The same direction for every text: only filters tell the chunks apart."""
+
+    def embed(self, texts):
+        return np.eye(1, 8, dtype=np.float32).repeat(len(texts), axis=0)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path))
+    settings.settings.cache_clear()
+    yield
+    settings.settings.cache_clear()
+
+
+@pytest.fixture
+def guarded(home):
+    """An index of 80 canary chunks of other tenants and labels, each beside an open chunk of the same section."""
+
+    def split(document, section):
+        parts = [
+            Chunk("", document.id, document.title, section.heading, section.hash, text, part)
+            for part, text in enumerate(section.text.split("|"))
+        ]
+        secret = {"tenant": document.tenant, "access": document.access}
+        parts = [replace(part, **secret) if "CANARY" in part.text else part for part in parts]
+        names = chunk_ids((p.document, p.title, p.section, p.text, p.access, p.tenant) for p in parts)
+        return [replace(part, id=name) for part, name in zip(parts, names, strict=True)]
+
+    made = []
+    for n in range(40):
+        text = f"office hours {n}|CANARY office hours {n}|office parking {n}|CANARY office parking {n}"
+        section = Section(f"{n}.md", "Offices", "Hours", text)
+        whose = {"tenant": f"rival{n}"} if n % 2 else {"access": f"board{n}"}
+        made.append((Document(f"{n}.md", "Offices", (section,), "2026-01-01", "en", **whose), section))
+    return store.open_index(store.write("a", made, split, Hashed().embed, "e", "c", "snap"))
+
+
+WIDE = Retrieval(top_k=100, candidates=100)
+WIDENED = Retrieval(top_k=6, candidates=100, section_characters=100_000, distinct=1.0)
+
+
+def test_no_filter_text_opens_what_belongs_to_other_tenants_and_labels(guarded):
+    assert sum("CANARY" in chunk.text for chunk in guarded.chunks()) == 80
+    for text in HOSTILE:
+        for allowed in (
+            Filter(tenant=text, labels=(text, QUOTED)),
+            Filter(documents=(text, "1.md", "2.md")),
+            Filter(languages=(text, "en"), modified_after="2025"),
+            Filter(text, (text,), (text, "1.md"), (text, "en"), text),
+        ):
+            for question, retrieval in (("CANARY office hours", WIDE), (text, WIDE), ("CANARY", WIDENED)):
+                hits = rag.retrieve(guarded, Hashed(), question, retrieval, frozenset(), allowed)
+                assert not [hit for hit in hits if "CANARY" in hit.chunk.text], (text, allowed)
+    assert len(rag.retrieve(guarded, Hashed(), "office", WIDE)) == 80, "all that is open, and nothing else"
+
+
+def test_who_holds_a_tenant_or_label_sees_just_that(guarded):
+    def canaries(allowed):
+        hits = rag.retrieve(guarded, Hashed(), "CANARY office hours", WIDE, frozenset(), allowed)
+        return sorted(line for hit in hits for line in hit.chunk.text.split("\n") if "CANARY" in line)
+
+    assert canaries(Filter("rival1")) == ["CANARY office hours 1", "CANARY office parking 1"]
+    assert canaries(Filter(labels=("board2", "board4"))) == [
+        f"CANARY office {what} {n}" for what in ("hours", "parking") for n in (2, 4)
+    ]
+    assert canaries(Filter("rival2", ("board1",))) == []
+
+
+def test_a_source_stuffed_with_the_question_takes_one_place_of_three(home):
+    texts = {"poisoned.md": [f"When does the office open? Never, by rule {n}{n}." for n in range(20)]}
+    texts |= {f"{name}.md": [f"The {name} office opens at nine."] for name in ("lyon", "bonn", "oslo")}
+    made = []
+    for name, parts in texts.items():
+        section = Section(name, "Offices", "Hours", "|".join(parts))
+        made.append((Document(name, "Offices", (section,)), section))
+
+    def split(document, section):
+        parts = section.text.split("|")
+        names = chunk_ids((document.id, document.title, section.heading, part) for part in parts)
+        return [
+            Chunk(name, document.id, document.title, section.heading, section.hash, part, number)
+            for number, (name, part) in enumerate(zip(names, parts, strict=True))
+        ]
+
+    index = store.open_index(store.write("a", made, split, Hashed().embed, "e", "c", "snap"))
+    asked = ("When does the office open?", Retrieval(distinct=1.0, vector_weight=0.0))
+    assert {hit.chunk.document for hit in rag.retrieve(index, Hashed(), *asked)} == {"poisoned.md"}
+    capped = replace(asked[1], per_source=1)
+    assert len({hit.chunk.document for hit in rag.retrieve(index, Hashed(), asked[0], capped)}) == 3

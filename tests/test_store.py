@@ -2,6 +2,7 @@
 
 import threading
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import pytest
 import settings
 from data import store
 from data.chunking import chunk_ids
-from data.records import Chunk, Retrieval
+from data.records import Chunk, Document, Retrieval, Section
+from data.store import build, tables
 
 
 @pytest.fixture(autouse=True)
@@ -35,16 +37,29 @@ class Embed:
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def chunks(*texts):
-    contents = [(f"{text.split()[0]}.md", "Title", "Heading", text) for text in texts]
-    return [Chunk(i, *c[:3], f"hash of {c[3]}", c[3]) for i, c in zip(chunk_ids(contents), contents, strict=True)]
+def sections(*texts, title="Title", **about):
+    """A document of one section for each text, named by its first word."""
+    made = []
+    for text in texts:
+        name = f"{text.split()[0]}.md"
+        section = Section(name, title, "Heading", text)
+        made.append((Document(name, title, (section,), **about), section))
+    return made
+
+
+def split(document, section):
+    content = (document.id, document.title, section.heading, section.text, document.access, document.tenant)
+    (chunk_id,) = chunk_ids([content])
+    chunk = Chunk(chunk_id, document.id, document.title, section.heading, section.hash, section.text)
+    about = {name: getattr(document, name) for name in ("modified", "language", "access", "tenant")}
+    return [replace(chunk, **about)]
 
 
 TEXTS = ["trash keeps files 30 days", "invoice is due in May", "port 6514 carries syslog", "pool keys are wrapped"]
 
 
 def write(*texts, embed=None, embedder="e1", chunker="c1", assistant="a"):
-    return store.write(assistant, chunks(*texts), embed or Embed(), embedder, chunker, "snap")
+    return store.write(assistant, sections(*texts), split, embed or Embed(), embedder, chunker, "snap")
 
 
 def found(version, question, exclude=frozenset(), **settings_):
@@ -130,11 +145,10 @@ def test_any_question_can_be_searched(question):
 
 def test_a_chunk_is_found_by_id_and_an_unknown_id_is_none():
     index = store.open_index(write(*TEXTS))
-    (wanted, *_) = chunks(*TEXTS)
+    (wanted,) = split(*sections(*TEXTS)[0])
     assert index.chunk(wanted.id) == wanted
     assert index.chunk("x' or '1'='1") is None
-    assert (wanted.document, wanted.section_hash) in index.sections()
-    assert index.outline()[(wanted.document, "Heading")] == (wanted.section_hash, "Title")
+    assert index.places()[wanted.id] == (wanted.document, "Heading", wanted.section_hash, "Title", "", "")
     assert index.vectors().keys() == index.ids()
 
 
@@ -147,7 +161,7 @@ def test_another_embedder_or_chunker_gets_a_table_beside_the_old_one():
 
 def test_a_table_made_by_another_embedder_is_refused_before_the_write(monkeypatch):
     first, embed = write(*TEXTS), Embed()
-    monkeypatch.setattr(store, "table_name", lambda *_: first.table)
+    monkeypatch.setattr(build, "table_name", lambda *_: first.table)
     with pytest.raises(ValueError, match="made with embedder e1, not e2"):
         write("new", embedder="e2", embed=embed)
     assert embed.texts == []
@@ -176,9 +190,9 @@ def test_wrong_vectors_are_refused_and_nothing_is_written(embed):
 
 def test_no_chunks_and_repeated_ids_are_refused():
     with pytest.raises(ValueError, match="0 chunks"):
-        store.write("a", [], Embed(), "e", "c", "s")
-    with pytest.raises(ValueError, match="2 chunks with 1 ids"):
-        store.write("a", chunks("x y") * 2, Embed(), "e", "c", "s")
+        write()
+    with pytest.raises(ValueError, match="ids are unique"):
+        store.write("a", sections("x y", "x y"), split, Embed(), "e", "c", "s")
 
 
 def test_four_writers_at_once_leave_no_chunk_twice_and_lose_no_version():
@@ -205,7 +219,7 @@ def test_four_writers_at_once_leave_no_chunk_twice_and_lose_no_version():
 
 def cold():
     """As a process that has just started."""
-    store._connect.cache_clear()
+    tables.connect.cache_clear()
     store.open_index.cache_clear()
 
 
@@ -231,23 +245,23 @@ def test_a_deleted_data_file_is_detected(home):
 
 
 def test_an_index_that_holds_other_chunks_than_its_record_says_is_not_opened():
-    from dataclasses import replace
-
     version = write(*TEXTS)
     with pytest.raises(store.IndexDamaged, match="recorded is"):
         store.open_index(replace(version, checksum="0" * 64))
 
 
 def test_verify_finds_a_text_that_was_changed_under_its_id():
-    genuine = chunks(*TEXTS)
-    forged = [Chunk(genuine[0].id, *list(vars(genuine[0]).values())[1:5], "forged text"), *genuine[1:]]
-    version = store.write("a", forged, Embed(), "e", "c", "s")
+    def forged(document, section):
+        return [replace(chunk, text="forged text") for chunk in split(document, section)]
+
+    version = store.write("a", sections(*TEXTS), forged, Embed(), "e", "c", "s")
     with pytest.raises(store.IndexDamaged, match="does not match its id"):
         store.open_index(version).verify()
 
 
 def test_many_small_writes_are_merged_into_few_fragments_and_old_versions_stay(monkeypatch):
-    monkeypatch.setattr(store, "MOST_FRAGMENTS", 3)
+    monkeypatch.setattr(build, "MOST_FRAGMENTS", 3)
+    monkeypatch.setattr(build, "MOST_SEGMENTS", 2)
     versions = [write(*TEXTS, *(f"text {i} more" for i in range(number))) for number in range(6)]
     for version in versions:
         index = store.open_index(version)

@@ -1,0 +1,173 @@
+"""Questions with answers into training examples and golden questions of a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from data import formats, snapshots
+from data.records import Example, GoldenQuestion, Quarantined, Snapshot, Sources, as_json
+from tasks.golden import Corpus, age, bind, hold_out, leaks, to_golden, unit
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """The documents of the snapshot in the making: its folder and its table of documents."""
+
+    folder: Path
+    documents: pa.Table
+
+    def aliases(self) -> dict[str, str]:
+        rows = self.documents.select(["document", "dropped"]).to_pylist()
+        return {row["document"]: row["dropped"] for row in rows if row["dropped"]}
+
+    def ids(self) -> set[str]:
+        rows = self.documents.select(["document", "reason"]).to_pylist()
+        return {row["document"] for row in rows if not row["reason"]}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rows of the tables examples, golden, left_out, reviews, quarantine; how many examples were golden or nearly."""
+
+    tables: dict[str, list[dict]]
+    leaked: int
+
+
+def sort_out(
+    sources: Sources, made: Sorted, previous: Snapshot | None, redacted: Callable[[Example], Example]
+) -> Found:
+    """The examples of the sources bound to sections, held out as golden, or left out with the reason."""
+    given = [
+        Example.of({name: row[name] for name in ("question", "answers", "document", "section")})
+        for row in snapshots.stream(made.folder, "given")
+    ]
+    quarantined: list[Quarantined] = []
+    if sources.examples and sources.examples != sources.documents:
+        more, refused = formats.read_examples(sources.examples)
+        given += map(redacted, more)
+        quarantined += refused
+    before = snapshots.golden(previous) if previous else []
+    asked = None
+    if sources.golden:
+        asked, refused = formats.read_examples(sources.golden)
+        asked = [redacted(example) for example in asked]
+        quarantined += refused
+    named = {example.document for example in (*given, *(asked or ()))} | {q.document or None for q in before}
+    corpus, old = _corpus(made, named), _old(previous, named - {None})
+    training, refused = _bound(given, corpus, sources.examples or sources.documents)
+    quarantined += refused
+    if asked is None:
+        known = snapshots.document_ids(previous) if previous else set()
+        asked = hold_out(training, corpus, before, known)
+    kept, aged, refused = _golden(asked, corpus, before, old, snapshots.reviews(previous) if previous else [], sources)
+    quarantined += refused
+    if not sources.golden:
+        # Held out by design: golden, neither leaked nor left out.
+        held = {question.id for question in kept}
+        training = [example for example in training if example.id not in held]
+    trained, out, leaked = _trained(training, kept, corpus, old, snapshots.left_out(previous) if previous else [])
+    tables = {
+        "examples": [as_json(example) for example in trained],
+        "golden": [as_json(question) for question in kept],
+        "quarantine": [as_json(row) | {"source": snapshots.NO_FILE} for row in quarantined],
+        "left_out": out,
+        "reviews": aged,
+    }
+    return Found(tables, leaked)
+
+
+def _corpus(made: Sorted, named: set[str | None]) -> Corpus:
+    """The documents that examples name; all of them when one names none, or one that is gone and may be found again."""
+    aliases, ids = made.aliases(), made.ids()
+    wanted = {aliases.get(name, name) for name in named if name}
+    everything = None in named or not wanted <= ids
+    texts = snapshots.documents_in(made.folder, None if everything else wanted)
+    return Corpus(list(texts), aliases, len(ids))
+
+
+def _old(previous: Snapshot | None, named: set[str]) -> Corpus:
+    """The same documents as they were before; none for a snapshot of another version of this code."""
+    if previous is None or not snapshots.made_by(previous):
+        return Corpus([], {}, 0)
+    return Corpus(list(snapshots.documents(previous, named)), {}, previous.documents)
+
+
+def _bound(given: Iterable[Example], corpus: Corpus, source: str) -> tuple[list[Example], list[Quarantined]]:
+    """Examples with the section that answers them, and those that name something that is not there."""
+    kept: dict[str, Example] = {}
+    refused = []
+    for example in given:
+        try:
+            bound = bind(example, corpus)
+        except LookupError as error:
+            refused.append(_refused(source, example, str(error.args[0])))
+            continue
+        if kept.setdefault(bound.id, bound).answers != bound.answers:
+            refused.append(_refused(source, example, "the same question again with other answers; keep one"))
+    return list(kept.values()), refused
+
+
+def _golden(
+    asked: Iterable[Example],
+    corpus: Corpus,
+    before: Sequence[GoldenQuestion],
+    old: Corpus,
+    waiting: Sequence[dict],
+    sources: Sources,
+) -> tuple[list[GoldenQuestion], list[dict], list[Quarantined]]:
+    """(golden questions bound and aged, review rows of those set aside, those that could not be bound)."""
+    by_id = {question.id: question for question in before}
+    by_text = {question.question: question for question in before}
+    old_texts = {row["id"]: row["old"] for row in waiting}
+    kept: dict[str, GoldenQuestion] = {}
+    aged, refused = [], []
+    for example in asked:
+        prior = by_id.get(example.id) or (by_text.get(example.question) if example.document is None else None)
+        if prior is not None and prior.answers == example.answers:
+            old_text = old_texts.get(prior.id) or old.bound_text(prior)
+            question = age(prior, old_text, corpus)
+            if not question.votes and question.id not in kept:
+                row = {name: as_json(question)[name] for name in ("id", "question", "answers", "document", "section")}
+                aged.append(row | {"old": old_text, "new": corpus.bound_text(question)})
+        else:
+            try:
+                question = to_golden(bind(example, corpus), corpus)
+            except LookupError as error:
+                refused.append(_refused(sources.golden or sources.documents, example, str(error.args[0])))
+                continue
+        kept.setdefault(question.id, question)
+    return sorted(kept.values(), key=lambda question: question.id), aged, refused
+
+
+def _trained(
+    training: Sequence[Example], kept: Sequence[GoldenQuestion], corpus: Corpus, old: Corpus, before: Sequence[dict]
+) -> tuple[list[Example], list[dict], int]:
+    """(examples to train on, rows of the others with the reason, how many of those were golden or nearly)."""
+    held = {unit(question.document, question.section, corpus) for question in kept if question.document}
+    ids = {question.id for question in kept}
+    near = leaks([example.question for example in training], [question.question for question in kept])
+    outdated = {(row["id"], tuple(row["answers"])) for row in before if row["reason"].startswith("outdated")}
+    trained, out, leaked = [], [], 0
+    for number, example in enumerate(training):
+        if example.id in ids or number in near:
+            reason = f"near-duplicate of a golden question: {near.get(number, example.question)}"
+            leaked += 1
+        elif example.document and unit(example.document, example.section, corpus) in held:
+            reason = "about a source that golden questions are about"
+        elif corpus.lost(example, old) or (
+            (example.id, example.answers) in outdated and not corpus.holds(example.document, example.section, example)
+        ):
+            reason = "outdated: its answer is no longer in the section it was bound to"
+        else:
+            trained.append(example)
+            continue
+        out.append(as_json(example) | {"id": example.id, "reason": reason})
+    return trained, out, leaked
+
+
+def _refused(source: str, example: Example, reason: str) -> Quarantined:
+    return Quarantined(source, f"question {example.question[:80]!r}", reason)
