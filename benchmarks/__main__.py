@@ -15,6 +15,10 @@ FIGURES = {
     "redaction": "benchmarks.redaction",
     "embed-throughput": "benchmarks.embed_throughput",
     "reindex-releases": "benchmarks.reindex_releases",
+    "reindex-incremental": "benchmarks.reindex_incremental",
+    "query-latency": "benchmarks.query_latency",
+    "prepare-scaling": "benchmarks.prepare_scaling",
+    "index-debris": "benchmarks.index_debris",
 }
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from data.ledger import Ledger
 from data.records import Decision, Sources, as_json
+from data.remote import is_remote
 from settings import apply_environment, settings
 
 
@@ -18,7 +19,7 @@ def arguments() -> argparse.Namespace:
         prog="python -m flows.lifecycle", description="From documents to a released assistant."
     )
     parser.add_argument("--assistant", required=True, help="its name, and the `model` of API calls")
-    parser.add_argument("--documents", required=True, help="folder, file or glob")
+    parser.add_argument("--documents", required=True, help="folder, file, glob or URL (s3://, https://, hf://)")
     parser.add_argument("--examples", help="folder, file or glob of question/answer pairs")
     parser.add_argument("--golden", help="held-out questions; without it 20%% of the documents are held out")
     parser.add_argument("--train-minutes", type=float, help="time budget of fine-tuning")
@@ -27,7 +28,7 @@ def arguments() -> argparse.Namespace:
     chosen = parser.parse_args()
     for name in ("documents", "examples", "golden"):
         place = getattr(chosen, name)
-        if place and not any(mark in place for mark in "*?[") and not Path(place).exists():
+        if place and not is_remote(place) and not any(mark in place for mark in "*?[") and not Path(place).exists():
             parser.error(f"--{name} {place}: there is no such file or folder")
     return chosen
 
@@ -41,7 +42,7 @@ def main() -> None:
     from flows.lifecycle import GateSettings, Training, lifecycle
 
     def whole(place: str | None) -> str | None:
-        return str(Path(place).resolve()) if place else None
+        return str(Path(place).resolve()) if place and not is_remote(place) else place
 
     sources = Sources(chosen.assistant, whole(chosen.documents), whole(chosen.examples), whole(chosen.golden))
     training, gates = Training(), GateSettings()

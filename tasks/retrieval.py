@@ -215,7 +215,7 @@ def probes(index: IndexVersion, n: int = 200, seed: int = 0, allowed: Filter = F
     known: Counter[str] = Counter()
     for chunk in chunks:
         known.update(set(words(f"{chunk.title} {chunk.section} {chunk.text}")))
-    common = {word for word, count in known.items() if count > max(2, COMMON * len(chunks))}
+    common = max(2, COMMON * len(chunks))
     sections = {(chunk.document, chunk.section_hash): heading(chunk) for chunk in chunks}
     headed = Counter(sections.values())
 
@@ -223,7 +223,8 @@ def probes(index: IndexVersion, n: int = 200, seed: int = 0, allowed: Filter = F
         def rarity(kept: list[str]) -> float:
             return sum(math.log(len(chunks) / known[word]) for word in kept) / len(kept)
 
-        parts = [[word for word in dict.fromkeys(words(part)) if word not in common] for part in sentences(chunk)]
+        said = (dict.fromkeys(words(part)) for part in sentences(chunk))  # the last word of a long one is cut off
+        parts = [[word for word in part if 0 < known[word] <= common] for part in said]
         best = max((kept[:MOST_WORDS] for kept in parts if len(kept) >= FEWEST_WORDS), key=rarity, default=[])
         return " ".join(sorted(best))
 

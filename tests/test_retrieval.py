@@ -243,6 +243,12 @@ def test_no_more_probes_are_made_than_the_documents_give():
     assert 0 < len(probes(write({"a.md": "one two three four five"}), 50)) <= 2
 
 
+def test_half_a_word_at_the_end_of_a_long_sentence_is_not_asked_for():
+    texts = {name: " ".join(f"{name}{n}".ljust(70, name) for n in range(9)) for name in ("oak", "elm", "fir")}
+    asked_for = {word for question in probes(write(texts), 10)[1::2] for word in question.question.split()}
+    assert asked_for and asked_for <= {word for text in texts.values() for word in text.split()}
+
+
 def test_a_heading_that_two_sections_share_is_no_question():
     sections = [Section("a.md", "Title", "Notes", f"alpha{n} beta{n} gamma{n}") for n in range(4)]
     made = [(Document("a.md", "Title", tuple(sections)), section) for section in sections]
