@@ -221,6 +221,8 @@ def live_pointer(name: str) -> tuple[Release | None, int]:
 
 def prepare_and_index(assistant: str) -> tuple[Snapshot, IndexVersion]:
     """A fresh snapshot and index version of a known assistant; deleted text is out of reach before the gate."""
+    if live := live_pointer(assistant)[0]:
+        index.repair(ledger(), live)
     sources = Sources.of(ledger().assistant(assistant)["sources"])
     snapshot = prepare_snapshot(sources, known_snapshot(assistant))
     return snapshot, index_snapshot(sources, snapshot)

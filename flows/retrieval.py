@@ -84,7 +84,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--against", help="id of a release to compare with, index and settings")
     for field in fields(Retrieval):
         kind = str if field.default is None else type(field.default)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=f"default {field.default}")
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help="as it is served")
     return parser.parse_args()
 
 

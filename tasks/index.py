@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
 from data import chunking, snapshots
 from data.ledger import Ledger
-from data.records import ChunkSettings, IndexVersion, Record, Release, Snapshot, Sources
+from data.records import ChunkSettings, IndexVersion, Record, Release, Snapshot, Sources, digest
 from settings import settings
 from tasks.cluster import has_ray
 from tasks.prepare import prepare
@@ -42,10 +42,13 @@ class Staleness(Record):
         return len(self.changed) + len(self.added) + len(self.deleted)
 
 
-def build_index(snapshot: Snapshot, settings: ChunkSettings = ChunkSettings()) -> IndexVersion:
+def build_index(
+    snapshot: Snapshot, settings: ChunkSettings = ChunkSettings(), anew: bool = False
+) -> IndexVersion:
     """The index version that holds exactly the snapshot's chunks; only what is new is split and embedded.
 
-    The same snapshot again is a read. Another embedder or other settings give a table of its own, beside the old one.
+    The same snapshot again is a read. Another embedder or other settings give a table of its own, beside the old one,
+    and so does `anew`, with everything embedded again.
     """
     from tqdm import tqdm
 
@@ -68,28 +71,53 @@ def build_index(snapshot: Snapshot, settings: ChunkSettings = ChunkSettings()) -
         embedder.sha256,
         chunking.chunker_hash(settings),
         snapshot.id,
+        anew,
     )
+
+
+def repair(ledger: Ledger, live: Release) -> Release:
+    """The live release with its index whole: one that is damaged is built anew from its snapshot, with the same id."""
+    from data.store import IndexDamaged, open_index
+
+    try:
+        open_index(live.index).verify()
+        return live
+    except IndexDamaged as error:
+        print(f"repair: {error}")
+    snapshot = Snapshot.of(ledger.release_row(live.id)["snapshot"])
+    repaired = replace(live, index=build_index(snapshot, anew=True))
+    if repaired.id != live.id:
+        raise IndexDamaged(
+            f"the index of {live.id} is damaged, and its snapshot {snapshot.id} gives another: re-index with the "
+            "chunk settings it was made with, or roll back"
+        )
+    ledger.relocate(repaired)
+    return repaired
 
 
 def stale_sections(sources: Sources, index: IndexVersion, previous: Snapshot | None = None) -> Staleness:
     """What changed in the sources since `index` was built, by hash of each section as it would be indexed now.
 
     Only files that changed since `previous` are read. A section under a new title or for other readers counts as
-    changed. Raises FileNotFoundError or ValueError when no document can be read: an unmounted share is a fault, not a
+    changed, and every section as new when the index is damaged. Raises FileNotFoundError or ValueError when no document can be read: an unmounted share is a fault, not a
     deletion of everything.
     """
     from data import store
 
     snapshot = prepare(sources, previous)
     fingerprint = snapshots.fingerprint(snapshot)
-    if snapshot.id == index.snapshot:
-        return Staleness(fingerprint=fingerprint)
+    try:
+        opened = store.open_index(index)
+        opened.verify()
+        before = {(where[0], where[1]): where[2:] for where in opened.places().values()}
+    except store.IndexDamaged as error:
+        print(f"index: {error}")
+        before, fingerprint = {}, digest("damaged", fingerprint, index.table, index.version)
     now = {
         (document.id, section.heading): (section.hash, document.title, document.access, document.tenant)
         for document in snapshots.documents(snapshot)
         for section in document.sections
     }
-    before = {(where[0], where[1]): where[2:] for where in store.open_index(index).places().values()}
     return Staleness(
         changed=tuple(sorted(place for place in now.keys() & before.keys() if now[place] != before[place])),
         added=tuple(sorted(now.keys() - before.keys())),
@@ -131,13 +159,16 @@ def bury_outdated(ledger: Ledger, version: IndexVersion) -> None:
 
     By section, not by chunk: text that was only cut in another way stays, or the live release would lose all of it.
     """
-    from data.store import open_index
+    from data.store import IndexDamaged, open_index
 
     places = open_index(version).places()
     there, gone = set(places.values()), set()
     releases = [ledger.release(accepted) for accepted in ledger.accepted_releases(version.assistant)[:KEPT_RELEASES]]
     for index in {release.index for release in releases}:
-        gone |= {chunk for chunk, place in open_index(index).places().items() if place not in there}
+        try:
+            gone |= {chunk for chunk, place in open_index(index).places().items() if place not in there}
+        except IndexDamaged as error:  # nobody can retrieve from it either
+            print(f"index: {error}")
     ledger.bury(version.assistant, gone - places.keys(), set(places))
 
 

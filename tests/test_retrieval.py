@@ -244,7 +244,7 @@ def test_no_more_probes_are_made_than_the_documents_give():
 
 
 def test_half_a_word_at_the_end_of_a_long_sentence_is_not_asked_for():
-    texts = {name: " ".join(f"{name}{n}".ljust(70, name) for n in range(9)) for name in ("oak", "elm", "fir")}
+    texts = {name: " ".join(f"{name}{n}".ljust(70, "x") for n in range(9)) for name in ("oak", "elm", "fir")}
     asked_for = {word for question in probes(write(texts), 10)[1::2] for word in question.question.split()}
     assert asked_for and asked_for <= {word for text in texts.values() for word in text.split()}
 
@@ -298,7 +298,6 @@ def test_a_report_becomes_an_artifact(monkeypatch):
 @pytest.fixture
 def live(home, monkeypatch):
     """A ledger whose assistant 'wiki' has a live release on the handbook, and an older one."""
-    from data.ledger import Ledger
     from flows import retrieval
     from tests.ledgers import go_live, new_ledger
 
@@ -308,7 +307,6 @@ def live(home, monkeypatch):
     for settings_ in (VECTORS, Retrieval()):
         go_live(book, Release("wiki", model, version, retrieval=settings_))
     monkeypatch.setattr(retrieval, "Ledger", lambda url: book)
-    assert isinstance(book, Ledger)
     return book
 
 
@@ -330,6 +328,15 @@ def test_the_command_compares_other_settings_with_those_served_and_with_another_
     assert "| hit_rate, 5 shown |" in table and "verdict" in table and "vector_weight=0.5" in table
     older = live.accepted_releases("wiki")[1]
     assert "vector_weight=1.0" in run(monkeypatch, capsys, "wiki", "--against", older).out
+
+
+def test_the_flow_leaves_the_table_as_an_artifact(live, monkeypatch):
+    from flows import retrieval
+
+    made = []
+    monkeypatch.setattr(retrieval.report, "create_markdown_artifact", lambda **artifact: made.append(artifact))
+    found = retrieval.measure_retrieval.fn("wiki")
+    assert found.probes == found.questions and made[0]["key"] == "retrieval"
 
 
 def test_the_command_says_what_to_do_when_nothing_is_live(live, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -13,9 +14,12 @@ from data.records import Chunk, Document, IndexVersion, Section
 from data.store import nearest
 from data.store.tables import (
     PLACE,
+    IndexDamaged,
+    beside,
     checksum,
     connect,
     matrix,
+    newest_table,
     open_to_write,
     place,
     read,
@@ -45,18 +49,27 @@ def write(
     embedder: str,
     chunker: str,
     snapshot_id: str,
+    anew: bool = False,
 ) -> IndexVersion:
     """Makes the table of `assistant` hold exactly the chunks of `sections`, and returns the new version.
 
     A section that the newest version holds is neither split nor embedded again, nor is a text that only moved: `embed`
     maps n passages to float32 [n, d] unit rows. New chunks are committed in batches and those that are gone leave with
     the last commit, so only the returned version may be used; a write that was cut short goes on where it stopped.
-    When nothing changed nothing is written. Raises ValueError when there are no chunks, an id comes twice, or the
+    When nothing changed nothing is written. A table that is damaged, or any with `anew`, is left as it is and another
+    built beside it. Raises ValueError when there are no chunks, an id comes twice, or the
     vectors are wrong; TimeoutError when another writer keeps the lease.
     """
-    name = table_name(assistant, embedder, chunker)
-    with lease(name) as confirm:
-        draft = _Draft(name, embed, embedder, chunker, confirm)
+    base = table_name(assistant, embedder, chunker)
+    with lease(base) as confirm:
+        name = newest_table(settings().store, base)
+        name = beside(name, base) if anew else name
+        try:
+            draft = _Draft(name, embed, embedder, chunker, confirm)
+        except IndexDamaged as error:
+            logging.getLogger(__name__).error("%s; building another beside it", error)
+            name = beside(name, base)
+            draft = _Draft(name, embed, embedder, chunker, confirm)
         waiting: list[Chunk] = []
         for document, section in sections:
             if held := draft.places.pop(place(document, section), None):

@@ -29,7 +29,7 @@ class Index:
         self.record = record
         self._table = open_version(record.uri, record.table, record.version)
         refuse_other(self._table, record.table, record.embedder, record.chunker)
-        about = self._read(("id", "access", "tenant"))
+        about = read(self._table, ("id", "access", "tenant"))
         self._offsets = {chunk_id: offset for offset, chunk_id in enumerate(about["id"].to_pylist())}
         self._labelled = any(set(about[name].unique().to_pylist()) - {""} for name in ("access", "tenant"))
         self._agrees(self._offsets)
@@ -46,16 +46,18 @@ class Index:
 
         `vector` is the question's unit row [d]. Chunk ids in `exclude` never come back: each search asks for as
         many more as could be excluded. No filter is ever written as text.
+        Raises IndexDamaged when the files are no more.
         Fusion: both scores as shares of the best of their kind, added with `vector_weight` (a convex combination, which
         Bruch, Gai and Ingber 2023, ACM TOIS 42(1), found better than reciprocal ranks; so did we, see DECISIONS).
         """
         vector = np.asarray(vector, np.float32).reshape(-1)
         limit = retrieval.candidates + len(exclude & self._offsets.keys())
-        lists = [self._nearest(vector, limit, allowed)]
-        if question.strip():
-            words = self._table.search(MatchQuery(question, "words"), query_type="fts")
-            words = self._only(words, allowed).limit(limit)
-            lists.append(words.select([*FIELDS, "vector", "_score"]).to_arrow())
+        try:
+            lists = [self._nearest(vector, limit, allowed)]
+            if question.strip():
+                lists.append(self._with_words(question, limit, allowed))
+        except (RuntimeError, OSError) as error:
+            raise IndexDamaged(f"cannot search {self._name}: {error}") from error
         rows, cosines, bm25 = {}, {}, {}
         for found in lists:
             pairs = zip(found.drop_columns("vector").to_pylist(), matrix(found) @ vector, strict=True)
@@ -78,7 +80,7 @@ class Index:
 
     def chunks(self) -> list[Chunk]:
         """All chunks, in the order of the table."""
-        return [chunk_of(row) for row in self._read(FIELDS).to_pylist()]
+        return [chunk_of(row) for row in read(self._table, FIELDS).to_pylist()]
 
     def section(self, chunk: Chunk) -> list[Chunk]:
         """The chunks of the section that a chunk is part of, in reading order."""
@@ -88,7 +90,7 @@ class Index:
 
     def vectors(self) -> dict[str, np.ndarray]:
         """Chunk id -> its unit row, float32 [d]."""
-        found = self._read(("id", "vector"))
+        found = read(self._table, ("id", "vector"))
         return dict(zip(found["id"].to_pylist(), matrix(found), strict=True))
 
     def ids(self) -> set[str]:
@@ -97,13 +99,13 @@ class Index:
 
     def places(self) -> dict[str, tuple[str, ...]]:
         """Chunk id -> the document, heading, hash, title, access and tenant of its section (see tables.PLACE)."""
-        found = self._read(("id", *PLACE))
+        found = read(self._table, ("id", *PLACE))
         columns = [found[name].to_pylist() for name in ("id", *PLACE)]
         return {row[0]: row[1:] for row in zip(*columns, strict=True)}
 
     def verify(self) -> None:
         """Reads everything; raises IndexDamaged when an id does not fit its content or a vector is no unit row."""
-        found = self._read((*FIELDS, "vector"))
+        found = read(self._table, (*FIELDS, "vector"))
         ids = found["id"].to_pylist()
         wanted = {
             chunk.id: (chunk.document, chunk.title, chunk.section, chunk.text, chunk.access, chunk.tenant)
@@ -126,6 +128,10 @@ class Index:
             found = found.nprobes(how.probes).refine_factor(how.refine)
         return self._only(found, allowed).limit(limit).select([*FIELDS, "vector", "_distance"]).to_arrow()
 
+    def _with_words(self, question: str, limit: int, allowed: Filter) -> pa.Table:
+        found = self._only(self._table.search(MatchQuery(question, "words"), query_type="fts"), allowed)
+        return found.limit(limit).select([*FIELDS, "vector", "_score"]).to_arrow()
+
     def _only(self, query, allowed: Filter):
         """The query with the filter before the search, so that what is not allowed takes no place."""
         conditions: list[Expr] = []
@@ -141,12 +147,6 @@ class Index:
         if not conditions:
             return query
         return query.where(reduce(and_, conditions), prefilter=True)
-
-    def _read(self, columns) -> pa.Table:
-        try:
-            return read(self._table, columns)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise IndexDamaged(f"cannot read {self._name}: {error}") from error
 
     @property
     def _name(self) -> str:

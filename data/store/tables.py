@@ -38,6 +38,17 @@ def table_name(assistant: str, embedder: str, chunker: str) -> str:
     return f"{readable}-{digest(assistant)[:6]}-{digest(embedder, chunker, SCHEMA)[:10]}"
 
 
+def newest_table(uri: str, base: str) -> str:
+    """The table in use of those built beside each other: `base`, or the last of `base-2`, `base-3` and so on."""
+    beside = [int(name.rpartition("-")[2]) for name in _names(uri) if re.fullmatch(rf"{re.escape(base)}-[0-9]+", name)]
+    return f"{base}-{max(beside)}" if beside else base
+
+
+def beside(name: str, base: str) -> str:
+    """The name of the next table beside `name`."""
+    return f"{base}-{int(name.removeprefix(base).removeprefix('-') or 1) + 1}"
+
+
 def place(document: Document, section: Section) -> tuple[str, ...]:
     """The values of PLACE for a section."""
     return (document.id, section.heading, section.hash, document.title, document.access, document.tenant)
@@ -85,8 +96,11 @@ def matrix(found: pa.Table) -> np.ndarray:
 
 
 def read(table, columns: Sequence[str]) -> pa.Table:
-    """Those columns of every row, in the order of the table."""
-    return table.search().select(list(columns)).limit(None).to_arrow()
+    """Those columns of every row, in the order of the table. Raises IndexDamaged."""
+    try:
+        return table.search().select(list(columns)).limit(None).to_arrow()
+    except (ValueError, RuntimeError, OSError) as error:
+        raise IndexDamaged(f"cannot read version {table.version} of table {table.name}: {error}") from error
 
 
 # --- opening ----------------------------------------------------------------------------------
@@ -118,11 +132,15 @@ def open_version(uri: str, name: str, version: int | None = None):
 
 def open_to_write(name: str, embedder: str, chunker: str):
     """The newest version of a table, or None when there is none yet."""
-    if name not in connect(settings().store).table_names(limit=100_000):
+    if name not in _names(settings().store):
         return None
     table = open_version(settings().store, name)
     refuse_other(table, name, embedder, chunker)
     return table
+
+
+def _names(uri: str) -> list[str]:
+    return connect(uri).table_names(limit=100_000)
 
 
 def refuse_other(table, name: str, embedder: str, chunker: str) -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from data.lease import lease
 from data.records import IndexVersion
-from data.store.tables import open_version
+from data.store.tables import open_version, table_name
 
 # The newest versions stay whoever knows of them: a flow that has built one has yet to record its release.
 NEWEST_KEPT = 16
@@ -15,7 +15,7 @@ NEWEST_KEPT = 16
 
 def sweep(index: IndexVersion, pinned: Collection[int]) -> int:
     """Removes the versions of a table that are neither pinned nor among the newest; returns how many."""
-    with lease(index.table) as confirm:
+    with lease(table_name(index.assistant, index.embedder, index.chunker)) as confirm:
         dataset = open_version(index.uri, index.table).to_lance()
         there = sorted(row["version"] for row in dataset.versions())
         keep = {index.version, *pinned, *there[-NEWEST_KEPT:]}
