@@ -1,11 +1,11 @@
-# make run: from nothing to a released assistant.  make test: set up and test.  Also: status, stop, lint, bench.
+# make run: from nothing to a released assistant.  make test: set up and test.  Also: status, stop, chaos, lint, bench.
 PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: run setup status stop test lint bench
+.PHONY: run setup status stop test chaos lint bench
 
 run: setup
 	@$(BIN)/python -m flows.stack run
@@ -32,6 +32,9 @@ stop: setup
 test: setup
 	@$(BIN)/python -m pytest tests -m "not stack" -n 2 --dist loadfile
 	@$(BIN)/python -m pytest tests -m stack
+
+chaos: setup
+	@PERENNIAL_CHAOS=20 $(BIN)/python -m pytest tests/test_faults.py -n 2
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

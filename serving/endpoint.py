@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.ledger import Ledger
-from data.records import Decoding, Hit, Model, Release, as_json, digest
+from data.records import Decoding, Hit, IndexVersion, Model, Release, as_json, digest
 from data.requests import RequestLog
 from serving import rag
 from serving.app import create_app
@@ -19,6 +21,10 @@ from serving.replica import STARTABLE, app_name, statuses, worker_environment
 from serving.router import Router, internal_token
 from settings import ROOT, settings
 
+if TYPE_CHECKING:
+    from data.store import Index
+
+log = logging.getLogger(__name__)
 NAME = "endpoint"
 THREADS = 2
 
@@ -38,6 +44,7 @@ class Endpoint:
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="retrieve")
         self.requests = RequestLog(chosen.requests)
         self.ledger = Ledger(chosen.ledger)
+        self.instead: dict[IndexVersion, Index] = {}  # whole indexes that stand in for damaged ones
         self.router = Router(self.ledger, self.warm)
         self.router.start()
 
@@ -53,23 +60,54 @@ class Endpoint:
     def warm(self, release: Release) -> None:
         """Open the release's index, recompute its checksum and search it once.
 
-        Raises ValueError for another embedder, and what data.store raises for a damaged index.
+        Raises ValueError for another embedder, and IndexDamaged for a damaged index, unless the release was live before
+        and an earlier index can stand in for it.
         """
-        from data.store import open_index
+        from data.store import IndexDamaged, open_index
 
         if release.index.embedder != self.embedder.sha256:
             ours, theirs = self.embedder.sha256[:12], release.index.embedder[:12]
             raise ValueError(f"its index was embedded by {theirs}, this endpoint embeds with {ours}; build it again")
-        open_index(release.index).verify()
+        try:
+            open_index(release.index).verify()
+        except IndexDamaged as error:
+            if release.id not in self.ledger.accepted_releases(release.assistant):
+                raise
+            self.fall_back(release, error)
         self.find(release, "warm", "", frozenset())
+
+    def fall_back(self, release: Release, damage: Exception) -> Index:
+        """The index of the last accepted release before that is whole; tombstones keep what was deleted since hidden.
+
+        Raises `damage` when there is none. The monitor sees the damage too, and `reindex` builds the index anew.
+        """
+        from data.store import IndexDamaged, open_index
+
+        for earlier in self.ledger.accepted_releases(release.assistant):
+            index = self.ledger.release(earlier).index
+            if index == release.index or index.embedder != self.embedder.sha256:
+                continue
+            try:
+                whole = open_index(index)
+                whole.verify()
+            except IndexDamaged:
+                continue
+            log.error("release %s is answered from version %s of its index: %s", release.id, index.version, damage)
+            self.instead[release.index] = whole
+            return whole
+        raise damage
 
     def find(
         self, release: Release, question: str, before: str, tombstones: frozenset[str]
     ) -> tuple[tuple[Hit, ...], np.ndarray]:
-        from data.store import open_index
+        from data.store import IndexDamaged, open_index
 
-        index = open_index(release.index)
-        return rag.retrieve_turn(index, self.embedder, question, before, release.retrieval, tombstones)
+        try:
+            index = self.instead.get(release.index) or open_index(release.index)
+            return rag.retrieve_turn(index, self.embedder, question, before, release.retrieval, tombstones)
+        except IndexDamaged as error:
+            index = self.fall_back(release, error)
+            return rag.retrieve_turn(index, self.embedder, question, before, release.retrieval, tombstones)
 
     async def generate(self, model: Model, prompt: str, decoding: Decoding) -> AsyncIterator[dict]:
         """Pieces from the model's application. A replica lost before its first piece is replaced by another, once.

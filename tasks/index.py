@@ -42,9 +42,7 @@ class Staleness(Record):
         return len(self.changed) + len(self.added) + len(self.deleted)
 
 
-def build_index(
-    snapshot: Snapshot, settings: ChunkSettings = ChunkSettings(), anew: bool = False
-) -> IndexVersion:
+def build_index(snapshot: Snapshot, settings: ChunkSettings = ChunkSettings(), anew: bool = False) -> IndexVersion:
     """The index version that holds exactly the snapshot's chunks; only what is new is split and embedded.
 
     The same snapshot again is a read. Another embedder or other settings give a table of its own, beside the old one,
@@ -99,8 +97,8 @@ def stale_sections(sources: Sources, index: IndexVersion, previous: Snapshot | N
     """What changed in the sources since `index` was built, by hash of each section as it would be indexed now.
 
     Only files that changed since `previous` are read. A section under a new title or for other readers counts as
-    changed, and every section as new when the index is damaged. Raises FileNotFoundError or ValueError when no document can be read: an unmounted share is a fault, not a
-    deletion of everything.
+    changed, and every section as new when the index is damaged. Raises FileNotFoundError or ValueError when no
+    document can be read: an unmounted share is a fault, not a deletion of everything.
     """
     from data import store
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,6 +40,8 @@ def endpoint(monkeypatch):
     made.router = SimpleNamespace(alive=True, routings={"helpdesk": routing}, close=made.threads.shutdown)
     made.requests = SimpleNamespace(close=lambda: None)
     made.index = index
+    made.ledger = SimpleNamespace(accepted_releases=lambda name: [])
+    made.instead = {}
     return made
 
 
@@ -55,6 +58,21 @@ def test_a_damaged_index_or_a_dead_router_is_unhealthy(endpoint):
     endpoint.router.alive = False
     with pytest.raises(RuntimeError, match="router"):
         asyncio.run(endpoint.check_health())
+
+
+def test_an_earlier_index_stands_in_for_a_damaged_one_of_a_live_release_only(endpoint, monkeypatch):
+    earlier, damaged, whole = replace(LIVE, index=replace(LIVE.index, version=LIVE.index.version + 1)), Index(), Index()
+    damaged.broken = store.IndexDamaged("gone")
+    monkeypatch.setattr(store, "open_index", lambda record: whole if record == earlier.index else damaged)
+    with pytest.raises(store.IndexDamaged):
+        endpoint.warm(LIVE)
+    endpoint.ledger = SimpleNamespace(
+        accepted_releases=lambda name: [LIVE.id, "earlier"],
+        release=lambda name: earlier if name == "earlier" else LIVE,
+    )
+    endpoint.warm(LIVE)
+    endpoint.find(LIVE, "after", "", frozenset())
+    assert (whole.asked, damaged.asked) == (["warm", "after"], [])
 
 
 def test_an_index_of_another_embedder_is_refused(endpoint):

@@ -414,10 +414,10 @@ def test_finetuning_the_real_base_in_ray_changes_its_answers_and_the_second_call
     monkeypatch.setattr(finetune, "training_rows", lambda *given: real_rows())
     snapshot, index = SimpleNamespace(id="s", assistant="doors"), SimpleNamespace(checksum="i")
     try:
-        made = finetune.finetune(snapshot, index, training=Training(minutes=0.5))
+        made = finetune.finetune(snapshot, index, training=Training(minutes=5))
     finally:
         ray.shutdown()
-    assert finetune.finetune(snapshot, index, training=Training(minutes=0.5)) == made  # Ray is gone: a read
+    assert finetune.finetune(snapshot, index, training=Training(minutes=5)) == made  # Ray is gone: a read
     prompt = build_chat(EXAMPLES[0].question, CHUNKS[:3])
     answers = []
     for model in (base_model(), made):

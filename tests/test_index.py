@@ -7,10 +7,11 @@ import pytest
 
 import settings
 from data import embedding, store
-from data.records import ChunkSettings, Sources
+from data.records import ChunkSettings, Model, Release, Sources, as_json
+from data.store import tables
 from serving.engine import models
 from tasks import index
-from tasks.index import Staleness, build_index, stale_sections
+from tasks.index import Staleness, build_index, repair, stale_sections
 from tasks.prepare import prepare
 
 
@@ -116,8 +117,6 @@ def test_sources_that_cannot_be_read_are_a_fault_and_not_a_deletion(docs):
 
 
 def test_staleness_turns_into_json_and_back(docs):
-    from data.records import as_json
-
     stale = Staleness(changed=(("a.md", "One"),))
     assert Staleness.of(as_json(stale)) == stale
 
@@ -162,3 +161,47 @@ def test_embedding_on_ray_keeps_the_order_of_the_texts(monkeypatch, embedder):
     monkeypatch.setattr(ray.data, "from_items", Rows)
     texts = [f"text {'long ' * (i % 5)}{i}" for i in range(11)]
     assert np.allclose(index.embed_on_ray("folder", texts), embedder.embed_passages(texts))
+
+
+class Book:
+    """As much of the ledger as a repair uses."""
+
+    def __init__(self, snapshot):
+        self.row, self.moved = {"snapshot": as_json(snapshot)}, []
+
+    def release_row(self, release):
+        return self.row
+
+    def relocate(self, release):
+        self.moved.append(release)
+
+
+def damage(home):
+    for file in (home / "lancedb").glob("*/data/*.lance"):
+        file.unlink()
+    tables.connect.cache_clear()
+    store.open_index.cache_clear()
+
+
+def test_a_damaged_index_is_built_anew_beside_and_the_release_keeps_its_id(docs, embedder, tmp_path):
+    snapshot = prepare(Sources("a", str(docs)))
+    live = Release("a", Model("m", "m.gguf", "openvino", "b"), build_index(snapshot))
+    book = Book(snapshot)
+    assert repair(book, live) is live
+    damage(tmp_path / "home")
+    assert len(stale_sections(Sources("a", str(docs)), live.index, snapshot).added) == 10
+    repaired = repair(book, live)
+    assert book.moved == [repaired]
+    assert (repaired.id, repaired.index.table) == (live.id, f"{live.index.table}-2")
+    store.open_index(repaired.index).verify()
+    again = build_index(snapshot)
+    assert (again.table, again.version, again.embedded) == (repaired.index.table, repaired.index.version, 0)
+
+
+def test_a_build_over_a_damaged_table_goes_beside_it(docs, tmp_path):
+    _, first = build(docs)
+    damage(tmp_path / "home")
+    (docs / "d0.md").write_text("# D0\n## One\nAnother fact.\n")
+    _, second = build(docs)
+    assert (second.table, second.embedded) == (f"{first.table}-2", 9)
+    store.open_index(second).verify()
