@@ -52,7 +52,7 @@ def measure() -> dict:
             known[name] = _as(edited, name)
             start = time.monotonic()
             versions.append(build("updated"))
-            store.sweep(versions[-1], {version.version for version in versions[-KEPT:]})
+            store.sweep(versions[-1], versions[-KEPT:])
             seconds.append(time.monotonic() - start)
         fresh = build("fresh")
         for version in versions[-KEPT:]:

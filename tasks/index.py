@@ -178,5 +178,5 @@ def sweep(ledger: Ledger, version: IndexVersion) -> None:
     pending = ledger.pending_releases(name, time.time() - UNDECIDED_S)
     rows = [ledger.release_row(kept) for kept in {*ledger.accepted_releases(name)[:KEPT_RELEASES], *pending}]
     pinned = {Release.of(row["body"]).index for row in rows}
-    store.sweep(version, {index.version for index in pinned if index.table == version.table})
+    store.sweep(version, pinned)
     snapshots.sweep(settings().snapshots / name, {version.snapshot, *(row["snapshot"]["id"] for row in rows)})

@@ -1,5 +1,6 @@
 """What stays whole when a process is killed while it indexes; `make chaos` does so before and after each step."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 import settings
 from data import embedding, snapshots, store
-from data.records import IndexVersion, Snapshot, Sources
+from data.records import IndexVersion, Snapshot, Sources, as_json
 from serving.engine import models
 from tasks import index
 from tasks.prepare import prepare
@@ -37,7 +38,8 @@ STEPS = [
     for when in WHEN
 ]
 CHILD = """
-import importlib, os, signal, sys
+import importlib, json, os, signal, sys
+from data.records import IndexVersion
 from tests.test_faults import every_step, prepared
 
 when, place, pinned = sys.argv[1:]
@@ -54,7 +56,7 @@ def killed(*given, **named):
     os.kill(os.getpid(), signal.SIGKILL)
 
 setattr(owner, name, killed)
-every_step(prepared(), int(pinned))
+every_step(prepared(), IndexVersion.of(json.loads(pinned)))
 """
 
 
@@ -65,7 +67,7 @@ def prepared() -> Snapshot:
     return found
 
 
-def every_step(before: Snapshot, pinned: int = 0) -> IndexVersion:
+def every_step(before: Snapshot, *pinned: IndexVersion) -> IndexVersion:
     """Prepare, index and sweep the documents as they are now, every optimisation of the table included."""
     from data.store import build, versions
 
@@ -74,7 +76,7 @@ def every_step(before: Snapshot, pinned: int = 0) -> IndexVersion:
     embedding.load = lambda path: FakeEmbedder()
     models.embedder_folder = lambda: "none"
     version = index.build_index(prepare(Sources("a", os.environ["DOCUMENTS"]), before))
-    store.sweep(version, {pinned})
+    store.sweep(version, pinned)
     return version
 
 
@@ -102,12 +104,12 @@ def test_a_killed_index_run_loses_nothing_doubles_nothing_and_leaves_the_old_ver
     (documents / "d1.md").write_text("# D1\n## One\nA new fact.\n## Two\nOther 1.\n")
     (documents / "new.md").write_text("# New\n## One\nSomething else.\n")
 
-    child = subprocess.run([sys.executable, "-c", CHILD, *step, str(old.version)], cwd=ROOT, timeout=120)
+    child = subprocess.run([sys.executable, "-c", CHILD, *step, json.dumps(as_json(old))], cwd=ROOT, timeout=120)
     assert child.returncode == -signal.SIGKILL
     store.open_index.cache_clear()
     store.open_index(old).verify()
 
-    version = every_step(before, old.version)
+    version = every_step(before, old)
     chunks = store.open_index(version).chunks()
     store.open_index(version).verify()
     texts = {chunk.text for chunk in chunks}

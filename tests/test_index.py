@@ -194,6 +194,8 @@ def test_a_damaged_index_is_built_anew_beside_and_the_release_keeps_its_id(docs,
     assert book.moved == [repaired]
     assert (repaired.id, repaired.index.table) == (live.id, f"{live.index.table}-2")
     store.open_index(repaired.index).verify()
+    store.sweep(repaired.index, [])
+    assert set(tables.connect(repaired.index.uri).table_names()) == {repaired.index.table}
     again = build_index(snapshot)
     assert (again.table, again.version, again.embedded) == (repaired.index.table, repaired.index.version, 0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import settings
-from data import snapshots
+from data import formats, snapshots
 from data.records import Cleaning, Sources
 from data.snapshots import VERSION
 from data.sources import listed
@@ -209,3 +209,79 @@ def test_the_inputs_key_covers_files_previous_and_code(handbook, monkeypatch):
     assert inputs_key(replace(sources, cleaning=Cleaning(redact=False)), files, None) != first
     monkeypatch.setattr(prepare, "VERSION", VERSION + "x")
     assert inputs_key(sources, files, None) != first
+
+
+def parsed(monkeypatch):
+    """The names of the files that are read from now on."""
+    names, parse = [], formats.parse
+    monkeypatch.setattr(formats, "parse", lambda files: names.extend(f.name for f in files) or parse(files))
+    return names
+
+
+def test_only_files_that_changed_are_read_again_and_the_snapshot_is_as_if_all_were(handbook, monkeypatch, tmp_path):
+    handbook.held.clear()
+    handbook.write("broken.pdf", "no PDF")
+    first = handbook.prepare()
+    handbook.write("d7.md", "# Page 7\n## Limit\nThe limit of item 7 is 9 units.\n")
+    (tmp_path / "docs" / "d8.md").unlink()
+    handbook.write("new.md", "# New\n## Limit\nThe limit of item new is 1 unit.\n")
+    names = parsed(monkeypatch)
+    second = handbook.prepare(first)
+    assert [name for name in names if name.endswith(".md")] == ["d7.md", "new.md"]
+    assert (second.documents, second.quarantined) == (80, first.quarantined)
+    alone = prepare.prepare(Sources("other", handbook.sources().documents))
+    assert list(snapshots.documents(second)) == list(snapshots.documents(alone))
+
+
+def test_a_copy_comes_back_when_the_document_kept_instead_is_deleted(handbook, tmp_path):
+    handbook.write("a5.md", (tmp_path / "docs" / "d5.md").read_text())
+    first = handbook.prepare()
+    (row,) = snapshots.filtered(first)
+    assert {row["document"], row["dropped"]} == {"a5.md", "d5.md"}
+    assert row["reason"] == f"exact copy of {row['dropped']}"
+    (tmp_path / "docs" / row["dropped"]).unlink()
+    assert row["document"] in snapshots.document_ids(handbook.prepare(first))
+
+
+def test_every_filter_counts_and_names_what_it_took_and_can_be_switched_off(handbook):
+    for number in range(80):
+        handbook.write(
+            f"d{number}.md",
+            f"# Page {number}\n## Limit\nThe limit of item {number} is {number + 100} units.\nWas this page helpful?\n",
+        )
+    handbook.write("mail.md", "# People\nAsk anna.berg@example-mail.com or support@example-mail.com about it.\n")
+    handbook.write("junk.md", "# Junk\n" + "x9" * 4000)
+    made = handbook.prepare()
+    text = "\n".join(section.text for section in snapshots.sections(made))
+    assert (made.unfit, made.furniture, snapshots.redacted(made)) == (1, 1, {"email": 1})
+    assert "helpful" not in text and "anna.berg" not in text and "[email] or support@" in text
+    (row,) = snapshots.filtered(made)
+    assert row["document"] == "junk.md" and row["reason"].startswith("unfit: ")
+    off = replace(handbook.sources(), cleaning=Cleaning(False, False, False, False))
+    text = "\n".join(section.text for section in snapshots.sections(prepare.prepare(off)))
+    assert "anna.berg" in text and "x9x9" in text and "helpful" in text
+
+
+def test_a_second_document_with_the_same_id_is_quarantined_in_every_snapshot(handbook):
+    row = {"id": "one", "text": "The first text of this id."}
+    handbook.write("squad.json", json.dumps({"data": [squad("Oslo", "Oslo has a fjord.")]}))
+    handbook.write("squad2.json", json.dumps({"data": [squad("Oslo", "Oslo has an opera.")]}))
+    first = handbook.prepare()
+    handbook.write("rows.jsonl", json.dumps(row))
+    second = handbook.prepare(first)
+    for made in (first, second):
+        (refused,) = snapshots.quarantine(made)
+        assert (refused.file, refused.place) == ("squad2.json", "Oslo")
+
+
+def squad(title, text):
+    return {"title": title, "paragraphs": [{"context": text, "qas": []}]}
+
+
+def test_labels_reach_the_documents_and_a_broken_label_keeps_one_out(handbook):
+    handbook.write("hr.md", "---\naccess: hr\ntenant: acme\n---\n# Pay\nThe pay day is the 25th of each month.\n")
+    handbook.write("bad.md", "---\naccess: [hr, all]\n---\n# Pay\nThe bonus is paid in March of each year.\n")
+    made = handbook.prepare()
+    (pay,) = [document for document in snapshots.documents(made) if document.title == "Pay"]
+    assert (pay.access, pay.tenant, pay.language) == ("hr", "acme", "en")
+    assert [row.file for row in snapshots.quarantine(made)] == ["bad.md"]

@@ -10,8 +10,8 @@ import pytest
 import settings
 from data import store
 from data.chunking import chunk_ids
-from data.records import Chunk, Document, Retrieval, Section
-from data.store import build, tables
+from data.records import Chunk, Document, Filter, Retrieval, Section
+from data.store import build, nearest, tables
 
 
 @pytest.fixture(autouse=True)
@@ -273,3 +273,95 @@ def test_many_small_writes_are_merged_into_few_fragments_and_old_versions_stay(m
 def test_an_open_index_is_kept_for_the_next_question():
     version = write(*TEXTS)
     assert store.open_index(version) is store.open_index(version)
+
+
+def test_a_sweep_keeps_what_is_pinned_and_the_newest_and_removes_the_rest(home, monkeypatch):
+    versions = [write(*TEXTS, f"text {number} more") for number in range(6)]
+    monkeypatch.setattr(store.versions, "NEWEST_KEPT", 2)
+    size = sum(file.stat().st_size for file in home.rglob("*.*"))
+    assert store.sweep(versions[-1], [versions[1]]) > 6
+    cold()
+    for kept in (versions[1], versions[-1]):
+        store.open_index(kept).verify()
+    with pytest.raises(store.IndexDamaged, match="cannot open"):
+        store.open_index(versions[3])
+    assert sum(file.stat().st_size for file in home.rglob("*.*")) < size / 2
+    write(*TEXTS)
+
+
+def test_text_that_only_moved_is_not_embedded_again():
+    write(*TEXTS)
+    embed, moved = Embed(), sections(*TEXTS)
+    renamed = [
+        (replace(document, id="new.md", sections=(section,)), section)
+        for document, section in ((d, replace(s, document="new.md")) for d, s in moved[:1])
+    ]
+    version = store.write("a", [*renamed, *moved[1:]], split, embed, "e1", "c1", "snap")
+    assert (embed.texts, version.embedded, version.chunks) == ([], 0, 4)
+    assert found(version, "trash files")[0] == TEXTS[0]
+
+
+def test_a_build_that_was_cut_short_goes_on_where_it_stopped(monkeypatch):
+    monkeypatch.setattr(build, "BATCH", 2)
+    first, embed = Embed(), Embed()
+
+    def failing(texts):
+        if first.texts:
+            raise RuntimeError("killed")
+        return first(texts)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write(*TEXTS, embed=failing)
+    version = write(*TEXTS, embed=embed)
+    assert (len(first.texts), len(embed.texts), version.chunks) == (2, 2, 4)
+    store.open_index(version).verify()
+
+
+def labelled(**about):
+    every = [*sections("public text of all"), *sections("secret text of some", **about)]
+    return store.open_index(store.write("a", every, split, Embed(), "e1", "c1", "snap"))
+
+
+@pytest.mark.parametrize("about", [{"access": "hr"}, {"tenant": "acme"}])
+def test_labelled_text_is_found_only_by_who_holds_the_label(about):
+    index, vector = labelled(**about), Embed()(["secret text of some"])[0]
+
+    def seen(**held):
+        return {hit.chunk.text for hit in index.search("secret text", vector, allowed=Filter(**held))}
+
+    holder = {"tenant": "acme"} if "tenant" in about else {"labels": ("hr",)}
+    assert "secret text of some" in seen(**holder)
+    for other in ({}, {"tenant": "other"}, {"labels": ("HR", "hr' OR '1'='1", "%", "*")}, {"tenant": "' OR 1=1 --"}):
+        assert seen(**other) == {"public text of all"}
+
+
+def test_a_search_may_be_narrowed_by_document_language_and_time():
+    every = [
+        *sections("alpha text here", language="en", modified="2024-01-01T00:00:00Z"),
+        *sections("beta text here", language="de", modified="2026-01-01T00:00:00Z"),
+    ]
+    index = store.open_index(store.write("a", every, split, Embed(), "e1", "c1", "snap"))
+    vector = Embed()(["text here"])[0]
+    for narrowed in ({"documents": ("beta.md",)}, {"languages": ("de",)}, {"modified_after": "2025-06-01T00:00:00Z"}):
+        (hit,) = index.search("text", vector, allowed=Filter(**narrowed))
+        assert hit.chunk.text == "beta text here"
+
+
+def test_above_its_size_a_table_gets_a_vector_index_that_finds_what_exact_search_finds(monkeypatch):
+    monkeypatch.setattr(nearest, "MOST_EXACT", 300)
+    monkeypatch.setattr(nearest, "ROWS_A_PARTITION", 64)
+    texts = [f"word{i % 37} of{i % 11} number{i}" for i in range(600)]
+    version = write(*texts)
+    assert version.nearest is not None and version.nearest.recall >= nearest.LEAST_RECALL
+    grown = write(*texts, "a late addition")
+    assert grown.nearest is not None
+    assert found(grown, "a late addition")[0] == "a late addition"
+    assert write(*TEXTS).nearest is None
+
+
+def test_search_stays_exact_when_no_vector_index_is_good_enough(monkeypatch):
+    monkeypatch.setattr(nearest, "MOST_EXACT", 300)
+    monkeypatch.setattr(nearest, "_recall", lambda *_: 0.5)
+    version = write(*(f"word{i % 37} of{i % 11} number{i}" for i in range(400)))
+    assert version.nearest is None
+    assert found(version, "number17 word17 of6", top_k=1) == ["word17 of6 number17"]

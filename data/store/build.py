@@ -19,13 +19,13 @@ from data.store.tables import (
     checksum,
     connect,
     matrix,
-    newest_table,
     open_to_write,
     place,
     read,
     rows,
     schema,
     table_name,
+    tables_beside,
     words_hash,
     words_of,
 )
@@ -62,7 +62,7 @@ def write(
     """
     base = table_name(assistant, embedder, chunker)
     with lease(base) as confirm:
-        name = newest_table(settings().store, base)
+        name = [base, *tables_beside(settings().store, base)][-1]
         name = beside(name, base) if anew else name
         try:
             draft = _Draft(name, embed, embedder, chunker, confirm)

@@ -38,15 +38,20 @@ def table_name(assistant: str, embedder: str, chunker: str) -> str:
     return f"{readable}-{digest(assistant)[:6]}-{digest(embedder, chunker, SCHEMA)[:10]}"
 
 
-def newest_table(uri: str, base: str) -> str:
-    """The table in use of those built beside each other: `base`, or the last of `base-2`, `base-3` and so on."""
-    beside = [int(name.rpartition("-")[2]) for name in _names(uri) if re.fullmatch(rf"{re.escape(base)}-[0-9]+", name)]
-    return f"{base}-{max(beside)}" if beside else base
+def tables_beside(uri: str, base: str) -> list[str]:
+    """The tables that were built beside each other, oldest first: `base`, `base-2`, `base-3` and so on."""
+    return sorted(
+        (n for n in _names(uri) if re.fullmatch(rf"{re.escape(base)}(-[0-9]+)?", n)), key=lambda n: _turn(n, base)
+    )
 
 
 def beside(name: str, base: str) -> str:
     """The name of the next table beside `name`."""
-    return f"{base}-{int(name.removeprefix(base).removeprefix('-') or 1) + 1}"
+    return f"{base}-{_turn(name, base) + 1}"
+
+
+def _turn(name: str, base: str) -> int:
+    return int(name.removeprefix(base).removeprefix("-") or 1)
 
 
 def place(document: Document, section: Section) -> tuple[str, ...]:

@@ -7,20 +7,25 @@ from datetime import timedelta
 
 from data.lease import lease
 from data.records import IndexVersion
-from data.store.tables import open_version, table_name
+from data.store.tables import connect, open_version, table_name, tables_beside
 
 # The newest versions stay whoever knows of them: a flow that has built one has yet to record its release.
 NEWEST_KEPT = 16
 
 
-def sweep(index: IndexVersion, pinned: Collection[int]) -> int:
-    """Removes the versions of a table that are neither pinned nor among the newest; returns how many."""
-    with lease(table_name(index.assistant, index.embedder, index.chunker)) as confirm:
+def sweep(index: IndexVersion, pinned: Collection[IndexVersion]) -> int:
+    """Removes the versions of a table that are neither pinned nor among the newest, and the tables it was built beside
+    when none of theirs is pinned; returns how many versions."""
+    base = table_name(index.assistant, index.embedder, index.chunker)
+    with lease(base) as confirm:
         dataset = open_version(index.uri, index.table).to_lance()
         there = sorted(row["version"] for row in dataset.versions())
-        keep = {index.version, *pinned, *there[-NEWEST_KEPT:]}
+        keep = {index.version, *there[-NEWEST_KEPT:]} | {one.version for one in pinned if one.table == index.table}
+        confirm()
         if gone := [version for version in there if version not in keep]:
-            confirm()
             # Files that no version names were left by a write that was cut short; the lease says there is none now.
             dataset.cleanup_old_versions(older_than=timedelta(0), versions=gone, delete_unverified=True)
+        for name in tables_beside(index.uri, base):
+            if name != index.table and name not in {one.table for one in pinned}:
+                connect(index.uri).drop_table(name)
         return len(gone)
