@@ -38,7 +38,7 @@ def ask(question: str, **body) -> dict:
     return httpx.post(f"{settings().endpoint}/v1/chat/completions", json=sent, timeout=60).raise_for_status().json()
 
 
-def in_a_flow_process(code: str, timeout: float = 600) -> str:
+def in_a_flow_process(code: str, timeout: float = 2400) -> str:
     """Run Python code as a user's own script would, and return what it printed last."""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=timeout
@@ -65,15 +65,15 @@ def flow_states(flow: str) -> list[str]:
     return [run.state.name for run in runs]
 
 
-def half_of_the_golden_questions() -> list[str]:
-    """Lines of the golden file: of each document three questions and one unanswerable one, to save time."""
+def some_of_the_golden_questions() -> list[str]:
+    """Lines of the golden file: of each document two questions and one unanswerable one, to save time."""
     seen: dict[tuple, int] = {}
     kept = []
     for line in (SAMPLE / "golden.jsonl").read_text().splitlines():
         question = json.loads(line)
         key = (question["document"], bool(question["answers"]))
         seen[key] = seen.get(key, 0) + 1
-        if seen[key] <= (3 if question["answers"] else 1):
+        if seen[key] <= (2 if question["answers"] else 1):
             kept.append(line)
     return kept
 
@@ -83,11 +83,11 @@ def released(stack):
     """The sample handbook taken through the loop, in a folder of its own; the JSON result of the command."""
     documents = HOME / "documents"
     shutil.copytree(SAMPLE / "documents", documents)
-    GOLDEN.write_text("\n".join(half_of_the_golden_questions()))
+    GOLDEN.write_text("\n".join(some_of_the_golden_questions()))
     done = command(
         "flows.lifecycle", "--assistant", NAME, "--documents", str(documents),
         "--examples", str(SAMPLE / "examples.jsonl"), "--golden", str(GOLDEN),
-        "--train-minutes", "1", "--margin", "0.10", "--json", timeout=1200,
+        "--train-minutes", "1", "--margin", "0.10", "--json", timeout=3000,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -132,7 +132,7 @@ def test_an_edited_fact_and_a_deleted_page_heal_without_anybody_asking(released)
     gone.unlink()
     before = live()
     monitor_now()
-    wait_until(lambda: live().id != before.id, 240)
+    wait_until(lambda: live().id != before.id, 900)
     after = live()
     assert after.model == before.model and after.index != before.index
     from data.store import open_index
@@ -143,7 +143,7 @@ def test_an_edited_fact_and_a_deleted_page_heal_without_anybody_asking(released)
     cited = ask("What does a recipe join a trigger with?")["citations"]
     assert all(citation["document"] != "integrations/recipes.txt" for citation in cited)
     row = [row for row in book().outbox(NAME) if row["kind"] == "reindex"][-1]
-    wait_until(lambda: book().outbox(NAME)[-1]["state"] == "acted", 60)
+    wait_until(lambda: book().outbox(NAME)[-1]["state"] == "acted", 300)
     assert row["cause"] and book().reviews(NAME), "questions of the edited section wait for review"
 
 
@@ -220,11 +220,11 @@ def test_four_streaming_clients_see_no_failed_request_during_a_rollback_and_back
     ]
     try:
         runs[0].start()
-        wait_until(lambda: live().id != before.id and not book().outbox(NAME, ("open", "claimed")), 400, 0.2)
+        wait_until(lambda: live().id != before.id and not book().outbox(NAME, ("open", "claimed")), 900, 0.2)
         away = live()
         time.sleep(3)  # answers by the release gone back to, and then by the one that is live again
         runs[1].start()
-        wait_until(lambda: live().id == before.id, 400, 0.2)
+        wait_until(lambda: live().id == before.id, 900, 0.2)
         time.sleep(3)
     finally:
         stopped.set()
@@ -249,7 +249,7 @@ def test_a_remedy_whose_event_died_with_the_server_still_happens_once(released):
     )
     in_a_flow_process(emitted)
     row = wait_until(
-        lambda: next((r for r in book().outbox(NAME, ("acted", "merged")) if r["seq"] == seq), None), 300, 2
+        lambda: next((r for r in book().outbox(NAME, ("acted", "merged")) if r["seq"] == seq), None), 900, 2
     )
     assert live().id != before.id
     assert row["attempts"] == (1 if row["state"] == "acted" else 0)
