@@ -168,10 +168,9 @@ def sections(snapshot: Snapshot) -> Iterator[Section]:
     return (section for document in documents(snapshot) for section in document.sections)
 
 
-def document_ids(snapshot: Snapshot) -> set[str]:
-    """Ids of `documents`."""
-    found = table(snapshot, "documents", ["document", "reason"])
-    return {row["document"] for row in found.to_pylist() if not row["reason"]}
+def known_documents(snapshot: Snapshot) -> set[str]:
+    """Ids of all documents that were read, those that a filter left out included."""
+    return set(table(snapshot, "sections", ["document"])["document"].unique().to_pylist())
 
 
 def filtered(snapshot: Snapshot) -> list[dict]:

@@ -61,7 +61,7 @@ def sort_out(
     training, refused = _bound(given, corpus, sources.examples or sources.documents)
     quarantined += refused
     if asked is None:
-        known = snapshots.document_ids(previous) if previous else set()
+        known = snapshots.known_documents(previous) if previous else set()
         asked = hold_out(training, corpus, before, known)
     kept, aged, refused = _golden(asked, corpus, before, old, snapshots.reviews(previous) if previous else [], sources)
     quarantined += refused
