@@ -3,9 +3,12 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ["settings", "data", "serving", "tasks", "flows"]
@@ -57,3 +60,12 @@ def test_flow_modules_start_without_the_heavy_libraries():
     code = f"import flows.lifecycle, flows.monitor, sys; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
+
+
+def test_the_lock_holds_everything_the_project_asks_for_in_a_version_it_takes():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    lines = ["torch==2.13.0", *(ROOT / "requirements.lock").read_text().split()]  # torch: the Makefile's own line
+    lock = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    wanted = {canonicalize_name(one.name): one.specifier for one in map(Requirement, asked)}
+    assert [name for name, takes in wanted.items() if name not in lock or lock[name] not in takes] == []
