@@ -119,8 +119,8 @@ class Exchange:
             text, last["prompt_tokens"], last["tokens"], last["finish_reason"], first_s or 0.0, row.engine_s
         )
         self._finish(rag.finish(question, written, hits, prompt))
-        if marks := rag.marks(self.answer.citations):
-            yield marks
+        if rest := rag.content(self.answer)[len(sent) :]:
+            yield rest
 
     def _finish(self, answer: Answer) -> None:
         self.answer, row = answer, self.row

@@ -205,8 +205,13 @@ def grounding(text: str, hits: Sequence[Hit]) -> float:
 
 
 def finish(question: str, generation: Generation, hits: Sequence[Hit], prompt: Prompt) -> Answer:
-    """The answer to `question`: cleaned text, whether it abstains, and its citations (none when it does)."""
+    """The answer to `question`: cleaned text, whether it abstains, and its citations (none when it does).
+
+    Where the model wrote marks alone the answer is the prompt's abstention; one that wrote nothing has an empty text.
+    """
     text = clean(generation.text)
+    if not text and generation.text.strip():
+        text = prompt.abstain
     abstained = abstains(text, prompt)
     return Answer(question, text, abstained, () if abstained else cite(text, hits), tuple(hits), generation)
 

@@ -153,6 +153,15 @@ def test_a_streamed_answer_joins_to_the_same_text_and_ends_with_citations_usage_
     assert all(c["usage"] is None for c in chunks[:-1])
 
 
+def test_a_model_that_writes_marks_alone_is_answered_with_the_abstention_streamed_or_not(stack):
+    stack.model.words = ("[1]", "\n[2]")
+    *chunks, _ = events(stack.chat(stream=True))
+    streamed = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"])
+    whole = stack.chat().json()
+    assert streamed == whole["choices"][0]["message"]["content"] == LIVE.prompt.abstain
+    assert whole["citations"] == [] and stack.rows()[-1]["abstained"]
+
+
 def test_without_include_usage_no_chunk_mentions_it(stack):
     assert not any("usage" in chunk for chunk in events(stack.chat(stream=True))[:-1])
 

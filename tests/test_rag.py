@@ -161,6 +161,12 @@ def test_the_content_is_the_text_and_our_marks_not_the_models():
     assert answer.text == "9 a.m." and rag.content(answer) == "9 a.m. [1]"
 
 
+def test_marks_without_a_word_are_an_abstention_and_nothing_at_all_stays_empty():
+    answer = rag.finish("q", written("[1]\n[2]"), (hit("a"),), Prompt())
+    assert answer.abstained and rag.content(answer) == Prompt().abstain
+    assert rag.finish("q", written(" "), (hit("a"),), Prompt()).text == ""
+
+
 def test_what_is_streamed_is_always_a_beginning_of_the_final_text():
     text = "  [1] Opens [2] at [9am sharp [12], or [13"
     shown = [rag.clean(text[:end], final=False) for end in range(len(text))] + [rag.clean(text)]
