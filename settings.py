@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     retention_days: int = Field(30, description="how long the request log keeps a request")
     training_workers: int = Field(2, description="Ray Train workers")
     training_gpu: bool = Field(False, description="one GPU per training worker")
+    price_cpu_hour: float = Field(0.04, description="what an hour of one processor costs, for cost estimates")
+    price_gpu_hour: float = Field(2.5, description="what an hour of one GPU costs, for cost estimates")
     request_timeout_s: float = 60.0
     max_queued: int = Field(128, description="requests in the endpoint at once; more get 429 with Retry-After")
 

@@ -140,6 +140,18 @@ class Example(Record):
 
 
 @dataclass(frozen=True)
+class Preference(Record):
+    """Two answers to a question, the one people want and the one they do not; `feedback`: the rows it comes from."""
+
+    question: str
+    chosen: str
+    rejected: str
+    document: str | None = None
+    section: str | None = None
+    feedback: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Quarantined(Record):
     """Input that could not be used: which file, where in it ('' for all of it), why."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.records import Chunk, Example, Record
+from data.records import Chunk, Example, Preference, Record
 
 END = "<|im_end|>"
 Search = Callable[[Sequence[str]], list[Sequence[Chunk]]]
@@ -223,7 +223,12 @@ def rows(
             break
     if not parts:
         raise ValueError("no example could be bound to a passage, nothing to train on; check examples' documents")
-    columns = [np.concatenate([np.asarray(part[i], np.int32) for part in parts]) for i in range(4)]
+    return joined(parts)
+
+
+def joined(parts: Sequence[tuple[list, list, list, list]]) -> Rows:
+    """Rows from what `row` makes."""
+    columns = [np.concatenate([np.zeros(0, np.int32), *(np.asarray(p[i], np.int32) for p in parts)]) for i in range(4)]
     return Rows(*columns, offsets=np.cumsum([0] + [len(part[0]) for part in parts], dtype=np.int64))
 
 
@@ -244,3 +249,25 @@ def row(prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> tuple
         branches += [number] * len(own)
         learn += [0] * (len(prompt) - shared) + [1] * len(completion)
     return ids, positions, branches, learn
+
+
+def pairs(
+    preferences: Sequence[Preference],
+    search: Search,
+    build: Callable[[str, Sequence[Chunk]], str],
+    encode: Callable[[str], list[int]],
+    top_k: int,
+    most_tokens: int,
+) -> Rows:
+    """A row for each preference, as served: the prompt, behind it branch 1 the chosen answer, branch 2 the rejected."""
+    parts = []
+    found = search([preference.question for preference in preferences]) if preferences else []
+    for preference, hits in zip(preferences, found, strict=True):
+        chunks = list(hits[:top_k])
+        prompt = encode(build(preference.question, chunks))
+        while len(chunks) > 1 and len(prompt) > most_tokens:
+            chunks.pop()
+            prompt = encode(build(preference.question, chunks))
+        said = [encode(text.replace("<|", "< |") + END) for text in (preference.chosen, preference.rejected)]
+        parts.append(row([prompt, prompt], said))
+    return joined(parts)

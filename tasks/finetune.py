@@ -10,22 +10,34 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import uuid
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
-import numpy as np
-
-from data.records import IndexVersion, Model, Prompt, Retrieval, Snapshot, as_json, digest, file_sha256
+from data.records import IndexVersion, Model, Prompt, Retrieval, Snapshot, as_json, digest
 from settings import settings
+from tasks import registry, report, runs
+from tasks.checkpoints import COMPLETE
 from tasks.cluster import connect
-from tasks.contexts import Rows, bind, contexts, rows
-from tasks.training import COMPLETE, Training, train_loop_per_worker
+from tasks.contexts import Rows, bind, contexts, pairs, rows
+from tasks.publish import publish, read
+from tasks.training import Training, train_loop_per_worker
 
-CODE = "1"  # raise when this module, contexts.py or training.py changes what is trained
+CODE = "2"  # raise when this module, contexts.py, losses.py or training.py changes what is trained
 TOKENS_PER_S = 700  # about twice what one CPU worker trains: bounds how many rows are prepared for a time budget
-GGUF_NAME = "model.Q8_0.gguf"
+FEWEST_TO_HOLD_OUT = 40
+CHECKED = 50  # of so many tokens one is spent on examples held out, at each check
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains on, and where it came from."""
+
+    trained: Rows
+    held: Rows | None
+    pairs: Rows | None
+    about: dict
 
 
 def finetune(
@@ -46,134 +58,144 @@ def finetune(
 
     base = base_model()
     workers = training.workers or settings().training_workers
+    if training.rows_per_step < workers:
+        raise ValueError(f"{workers} workers share {training.rows_per_step} stretches; raise Training.rows_per_step")
     key = digest("finetune", CODE, snapshot.id, index.checksum, prompt, retrieval, training, workers, base.sha256)[:24]
     target = settings().models / "tuned" / key
     if (target / COMPLETE).exists():
         return read(target)
     work = target.with_name(f".{key}.work")
     work.mkdir(parents=True, exist_ok=True)
-    if not (work / "rows.npz").exists():
-        training_rows(snapshot, index, prompt, retrieval, training, workers).save(work / "partial.npz")
-        os.replace(work / "partial.npz", work / "rows.npz")
+    if not (work / "about.json").exists():
+        prepared = training_rows(snapshot, index, prompt, retrieval, training, workers)
+        save(work, prepared.trained, prepared.held)
+        if prepared.pairs is not None:
+            save(work / "preferred", prepared.pairs, None)
+        (work / "about.json").write_text(json.dumps(prepared.about))
+    about = json.loads((work / "about.json").read_text())
+    about |= {"assistant": snapshot.assistant, "snapshot": snapshot.id, "key": key, "training": as_json(training)}
+    about |= {"gpu": settings().training_gpu, "cost": 0.0}
     connect()
-    if not (work / "adapter" / COMPLETE).exists():
-        train(work, training, workers, f"{snapshot.assistant}-{key}")
-    # In a process of its own: merging holds the base in float32 twice, which would stay with the flow to its end
-    publishing = ray.remote(num_cpus=0, max_calls=1)(publish)
-    made = ray.get(publishing.remote(work / "adapter", base_folder(), base, target, work / "training.json"))
+    name = f"{snapshot.assistant}-{key}"
+    with registry.training_run(about) as log, runs.shown("finetune") as show, report.progress("finetune") as draw:
+        adapter = train(work, training, workers, name, (log, show, draw))
+        figures = json.loads((work / "training.json").read_text())
+        if (work / "preferred" / "rows.npz").exists():
+            how = training.preferring
+            second = replace(training, minutes=how.minutes, passes=how.passes, learning_rate=how.learning_rate)
+            more = {"start": str(adapter), "flips": about["flips"]}
+            adapter = train(work / "preferred", second, workers, f"{name}-preferred", (show, draw), more)
+            figures["preferred"] = json.loads((work / "preferred" / "training.json").read_text())
+        record = figures | about
+        record["cost"] = runs.cost(record, settings().price_cpu_hour, settings().price_gpu_hour)
+        (work / "record.json").write_text(json.dumps(record))
+        # In a process of its own: merging holds the base in float32 twice, which would stay with the flow to its end
+        publishing = ray.remote(num_cpus=0, max_calls=1)(publish)
+        made = ray.get(publishing.remote(adapter, base_folder(), base, target, work))
+    report.training(snapshot.assistant, (target / "README.md").read_text())
     shutil.rmtree(work)
     return made
 
 
+def save(work: Path, trained: Rows, held: Rows | None) -> None:
+    """Leave rows where the loop looks for them."""
+    work.mkdir(parents=True, exist_ok=True)
+    for name, part in (("held", held), ("rows", trained)):
+        if part is not None:
+            part.save(work / "partial.npz")
+            os.replace(work / "partial.npz", work / f"{name}.npz")
+
+
 def training_rows(
     snapshot: Snapshot, index: IndexVersion, prompt: Prompt, retrieval: Retrieval, training: Training, workers: int
-) -> Rows:
+) -> Prepared:
     """The rows for a run: as many as `workers` could train on in the time budget."""
     from tokenizers import Tokenizer
 
+    from data import snapshots
     from data.embedding import load
-    from data.snapshots import examples
     from data.store import open_index
     from serving.engine.models import base_folder, embedder_folder
     from serving.rag import build_prompt, retrieve_many
 
     searched, embedder = open_index(index), load(embedder_folder())
     encoder = Tokenizer.from_file(str(base_folder() / "tokenizer.json"))
-    # By section, so that the examples of a chosen section come together and share their context
-    chosen = sorted(examples(snapshot), key=lambda e: (digest(e.document, e.section, training.seed), e.question))
-    mixture, seed = training.mixture, training.seed
+    mixture, seed, how = training.mixture, training.seed, training.preferring
 
     def search(questions):
         return [[hit.chunk for hit in hits] for hits in retrieve_many(questions, searched, embedder, retrieval)]
 
-    bound, lost = bind(chosen[: training.most_examples], searched.chunks(), search)
-    made = rows(
-        contexts(bound, search, retrieval.top_k, mixture, training.passes, seed),
-        build=lambda question, chunks: build_prompt(prompt, question, chunks),
-        encode=lambda text: encoder.encode(text, add_special_tokens=False).ids,
-        abstain=prompt.abstain,
-        mixture=mixture,
-        tokens=1 << 40 if settings().training_gpu else int(training.minutes * 60 * TOKENS_PER_S * workers),
+    def encode(text):
+        return encoder.encode(text, add_special_tokens=False).ids
+
+    def build(question, chunks):
+        return build_prompt(prompt, question, chunks)
+
+    def made_of(bound, passes, tokens):
+        planned = contexts(bound, search, retrieval.top_k, mixture, passes, seed)
+        return rows(planned, build, encode, prompt.abstain, mixture, tokens)
+
+    # By section, so that the examples of a chosen section come together and share their context
+    chosen = sorted(snapshots.examples(snapshot), key=lambda e: (digest(e.document, e.section, seed), e.question))
+    trained, held = hold_out(chosen[: training.most_examples], training.held_out)
+    bound, lost = bind(trained, searched.chunks(), search)
+    limited = training.minutes is not None and not settings().training_gpu
+    budget = int(training.minutes * 60 * TOKENS_PER_S * workers) if limited else 1 << 40
+    made = made_of(bound, training.passes, budget)
+    checked = None
+    if held and (held_bound := bind(held, searched.chunks(), search)[0]):
+        checked = made_of(held_bound, 1, max(2000, int(made.lengths.sum()) // CHECKED))
+    wanted = snapshots.preferences(snapshot)
+    liked = (
+        pairs(wanted, search, build, encode, retrieval.top_k, mixture.most_tokens)
+        if len(wanted) >= how.fewest
+        else None
     )
+    about = {"examples": len(bound), "held": len(held), "lost": lost, "contexts": len(made.lengths)}
+    about |= {"preferences": len(wanted) if liked else 0, "flips": snapshots.flip_rate(snapshot)}
+    about["feedback"] = snapshots.feedback(snapshot)
     left = f"; {lost} left out, no passage holds their answers" if lost else ""
     print(f"finetune: {len(bound)} examples, {len(made.lengths)} contexts of {made.lengths.mean():.0f} tokens{left}")
-    return made
+    return Prepared(made, checked, liked, about)
 
 
-def train(work: Path, training: Training, workers: int, name: str) -> None:
-    """Run `train_loop_per_worker` on `workers` Ray Train workers; leaves `work`/adapter and `work`/training.json."""
+def hold_out(examples: list, share: float) -> tuple[list, list]:
+    """The examples to train on and those to check on: whole sections of about `share` of them, from the front."""
+    held: list = []
+    if len(examples) >= FEWEST_TO_HOLD_OUT:
+        for _, together in groupby(examples, key=lambda example: (example.document, example.section)):
+            if len(held) >= share * len(examples):
+                break
+            held += together
+    return examples[len(held) :], held
+
+
+def train(work: Path, training: Training, workers: int, name: str, watchers=(), more: dict | None = None) -> Path:
+    """Run `train_loop_per_worker` on `workers` Ray Train workers; the adapter's folder, with training.json beside it.
+
+    `work` has to be in reach of every worker. `watchers`: see runs.watched; `more`: joins the loop's config.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from serving.engine.models import base_folder
 
+    if (work / "adapter" / COMPLETE).exists():
+        return work / "adapter"
     gpu = settings().training_gpu
-    config = {"work": str(work), "base": str(base_folder()), "training": asdict(training)}
+    config = {"work": str(work), "base": str(base_folder()), "training": asdict(training)} | (more or {})
     config |= {"gpu": gpu, "yields": not gpu}
-    TorchTrainer(
-        train_loop_per_worker,
-        train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": 1}),
-        run_config=RunConfig(
-            # Ray Train silently resumes a run whose name it knows: names are new, resuming is by our own checkpoints
-            name=f"{name}-{uuid.uuid4().hex[:8]}",
-            storage_path=str(settings().home / "training"),
-            failure_config=FailureConfig(max_failures=2),
-        ),
-    ).fit()
-
-
-def publish(
-    adapter: Path, base_weights: Path, base: Model, target: Path, figures: Path, template: Path | None = None
-) -> Model:
-    """Merge `adapter` into the float32 base, export, check that the file really differs, and write the Model record.
-
-    `target` appears whole or not at all; `template` as in export_gguf. Raises ValueError when the adapter changed
-    nothing or is not finite.
-    """
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    from serving.engine.export import export_gguf
-
-    loaded = AutoModelForCausalLM.from_pretrained(base_weights, dtype=torch.float32, use_safetensors=True)
-    adapted = PeftModel.from_pretrained(loaded, adapter)
-    for name, weight in adapted.named_parameters():
-        if "lora_B" in name and not (torch.isfinite(weight).all() and weight.any()):
-            raise ValueError(f"{name} is zero or not finite: training changed nothing or diverged; look at {figures}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        served = export_gguf(adapted.merge_and_unload(), staging / GGUF_NAME, template)
-        if (same := unchanged(served, Path(base.uri))) > 0.1:
-            raise ValueError(f"{same:.0%} of the exported matrices equal the base's: the adapter was not merged")
-        shutil.copytree(adapter, staging / "adapter")
-        shutil.copy(figures, staging / "training.json")
-        weights = staging / "adapter" / "adapter_model.safetensors"
-        made = Model(file_sha256(served), GGUF_NAME, "openvino", base.base, file_sha256(weights), "adapter")
-        (staging / "model.json").write_text(json.dumps(as_json(made)))
-        (staging / COMPLETE).write_text(made.sha256)
-        staging.chmod(0o755)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return read(target)
-
-
-def read(folder: Path) -> Model:
-    """The Model record of a published folder, with its files' places as they are now."""
-    made = json.loads((folder / "model.json").read_text())
-    places = {"uri": str(folder / GGUF_NAME), "adapter_uri": str(folder / "adapter" / "adapter_model.safetensors")}
-    return Model.of(made | places)
-
-
-def unchanged(path: Path, other: Path) -> float:
-    """Share of the layer matrices (not norms or embeddings) that are byte for byte equal in two GGUF files."""
-    from gguf import GGUFReader
-
-    others = {tensor.name: tensor.data for tensor in GGUFReader(other).tensors}
-    matrices = [t for t in GGUFReader(path).tensors if t.name.startswith("blk.") and len(t.shape) == 2]
-    return float(np.mean([np.array_equal(tensor.data, others[tensor.name]) for tensor in matrices]))
+    with runs.watched(work / "progress.jsonl", watchers):
+        TorchTrainer(
+            train_loop_per_worker,
+            train_loop_config=config,
+            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": 1}),
+            run_config=RunConfig(
+                # Ray Train silently resumes a run whose name it knows: names are new, resuming is by our checkpoints
+                name=f"{name}-{uuid.uuid4().hex[:8]}",
+                storage_path=str(settings().home / "training"),
+                failure_config=FailureConfig(max_failures=2),
+            ),
+        ).fit()
+    return work / "adapter"

@@ -6,11 +6,14 @@ The ledger decides what is live; `mirror` copies what it says and can be repeate
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.ledger import Ledger
-from data.records import Decision, Prompt, Release, digest
+from data.records import Decision, Model, Prompt, Release, digest
 from settings import settings
 from tasks import report
 
@@ -31,6 +34,7 @@ def mirror(release_id: str) -> str:
     release = Release.of(row["body"])
     mlflow.set_tracking_uri(settings().mlflow)
     client = MlflowClient()
+    trained = record_training(release.model)
     experiment = mlflow.set_experiment(release.assistant)
     found = client.search_runs([experiment.experiment_id], f"tags.release = '{release_id}'", max_results=1)
     with mlflow.start_run(
@@ -40,17 +44,14 @@ def mirror(release_id: str) -> str:
             mlflow.set_tags({"release": release_id, "kind": row["kind"], "parent": row["parent"] or ""})
             mlflow.log_params(parameters(release))
             mlflow.log_dict(row["body"], "release.json")
-            if release.model.adapter_uri:
-                mlflow.log_artifacts(release.model.adapter_uri, "adapter")
-                training = Path(release.model.uri).parent / "training.json"
-                if training.exists():
-                    log_training(client, run.info.run_id, json.loads(training.read_text()))
+            if trained:
+                mlflow.set_tag("training_run", trained)
         if decided := book.gate_decision(release_id):
             decision = Decision.of(decided["body"])
             mlflow.set_tags({"verdict": decision.verdict, "reason": decision.reason[:4000]})
             mlflow.log_metrics(decision.metrics or {})
             mlflow.log_text(report.markdown(decision), "report.md")
-    version = model_version(client, release, run.info.run_id, run.info.artifact_uri)
+    version = model_version(client, release, trained or run.info.run_id)
     prompt_version(release.assistant, release.prompt)
     if book.live()[release.assistant].live == release:
         client.set_registered_model_alias(release.assistant, "champion", version)
@@ -71,17 +72,115 @@ def parameters(release: Release) -> dict[str, str]:
     }
 
 
-def log_training(client: MlflowClient, run_id: str, record: dict) -> None:
-    """The object that trained, and its loss curve."""
-    for name, value in record.get("training", {}).items():
-        client.log_param(run_id, f"training.{name}", value)
-    for point in record.get("curve", []):
-        client.log_metric(run_id, "loss", point["loss"], step=point["step"])
-    client.log_dict(run_id, record, "training.json")
+@contextmanager
+def training_run(about: dict) -> Iterator[Callable[[dict], None]]:
+    """Hands out what logs a point of progress to the MLflow run of this training, while it runs.
+
+    `about`: assistant, key, training (the very object that trains, as JSON), and what it is made from. MLflow is a
+    mirror: where it does not answer training goes on, and `record_training` writes the run later.
+    """
+    from mlflow.entities import Metric
+    from mlflow.exceptions import MlflowException
+
+    lost: list[MlflowException] = []
+
+    def log(point: dict) -> None:
+        names = ("loss", "held_out", "tokens_per_s")
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, point[name], now, point["step"]) for name in names if name in point]
+        if not lost:
+            try:
+                client.log_batch(run_id, metrics=metrics)
+            except MlflowException as error:
+                told(error)
+
+    def told(error: MlflowException) -> None:
+        lost.append(error)
+        print(f"MLflow at {settings().mlflow} does not answer ({error}); training goes on and is recorded later")
+
+    try:
+        client = _client()
+        run_id = _run_of_training(client, about)
+    except MlflowException as error:
+        told(error)
+    yield log
+    # A run that failed stays open: the same training goes on under it
 
 
-def model_version(client: MlflowClient, release: Release, run_id: str, artifact_uri: str) -> str:
-    """The version of the assistant's registered model that holds this release; made once."""
+def record_training(model: Model) -> str | None:
+    """The MLflow run of a published model's training, with everything about it; None for an untuned model.
+
+    Parameters, every loss, tokens/s, memory, cost, sha256 of all files, the model card, the loss plot and the adapter;
+    the served file by its place and sha256. Recording it again changes nothing.
+    """
+    from mlflow.entities import Metric, RunTag
+
+    folder = Path(model.uri).parent
+    if not model.adapter or not (folder / "training.json").exists():
+        return None
+    record = json.loads((folder / "training.json").read_text())
+    client = _client()
+    run_id = _run_of_training(client, record)
+    if client.get_run(run_id).info.status == "FINISHED":
+        return run_id
+    now = int(time.time() * 1000)
+    curve = [Metric("loss_of_step", loss, now, step) for step, loss in enumerate(record["losses"], start=1)]
+    curve += [Metric("held_out", loss, now, step) for step, loss in record["held_out"]]
+    sums = {name: record[name] for name in ("tokens", "tokens_per_s", "memory_mb", "elapsed", "cpu_s", "cost")}
+    sums |= {"agreement": record["proof"]["agreement"], "examples": record["examples"]}
+    curve += [Metric(name, float(value), now, record["steps"]) for name, value in sums.items()]
+    for first in range(0, len(curve), 1000):
+        client.log_batch(run_id, metrics=curve[first : first + 1000])
+    tags = {"model_sha256": model.sha256, "adapter_sha256": model.adapter, "base_sha256": model.base}
+    tags |= {"model_uri": model.uri, "ended": record["ended"], "dtype": record["dtype"]}
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+    for name in ("training.json", "README.md", "loss.png"):
+        client.log_artifact(run_id, str(folder / name))
+    client.log_artifacts(run_id, str(folder / "adapter"), "adapter")
+    client.set_terminated(run_id)
+    return run_id
+
+
+def _client() -> MlflowClient:
+    import mlflow
+    from mlflow import MlflowClient
+
+    mlflow.set_tracking_uri(settings().mlflow)
+    return MlflowClient()
+
+
+def _run_of_training(client: MlflowClient, about: dict) -> str:
+    """The run of one training by its key; made with its parameters when it is not there."""
+    import mlflow
+    from mlflow.entities import Param
+
+    experiment = mlflow.set_experiment(about["assistant"]).experiment_id
+    found = client.search_runs([experiment], f"tags.training = '{about['key']}'", max_results=1)
+    if found:
+        return found[0].info.run_id
+    tags = {"training": about["key"], "snapshot": about["snapshot"], "kind": "training"}
+    run_id = client.create_run(experiment, tags=tags, run_name=f"finetune-{about['key'][:8]}").info.run_id
+    flat = dict(_flat(about["training"])) | {
+        name: about[name] for name in ("examples", "held", "contexts", "preferences")
+    }
+    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in flat.items()])
+    client.log_dict(run_id, {"feedback": about["feedback"], "snapshot": about["snapshot"]}, "lineage.json")
+    return run_id
+
+
+def _flat(values: dict, before: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
+def model_version(client: MlflowClient, release: Release, run_id: str) -> str:
+    """The version of the assistant's registered model that holds this release, from the run of its training; made once.
+
+    The source is the adapter among that run's artifacts; an untuned model's version has only its run.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -93,7 +192,8 @@ def model_version(client: MlflowClient, release: Release, run_id: str, artifact_
         if version.tags.get("release") == release.id:
             return version.version
     tags = {"release": release.id, "model_sha256": release.model.sha256}
-    made = client.create_model_version(release.assistant, f"{artifact_uri}/adapter", run_id, tags=tags)
+    source = f"{client.get_run(run_id).info.artifact_uri}/{'adapter' if release.model.adapter else 'release.json'}"
+    made = client.create_model_version(release.assistant, source, run_id, tags=tags)
     return made.version
 
 

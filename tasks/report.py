@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.runtime import flow_run
 
 from data import snapshots
 from data.ledger import Ledger
@@ -85,3 +94,21 @@ def ask_reviews(ledger: Ledger, snapshot: Snapshot) -> None:
     aged = [question for question in snapshots.golden(snapshot) if not question.votes]
     subjects = {f"{question.id}@{snapshot.id}": as_json(question) for question in aged}
     ledger.ask_review(snapshot.assistant, "aged golden question", subjects)
+
+
+@contextmanager
+def progress(key: str) -> Iterator[Callable[[dict], None]]:
+    """Draws points of progress (see tasks/runs.py) as a progress artifact of the flow run; outside a flow, nothing."""
+    if flow_run.get_id() is None:
+        yield lambda point: None
+        return
+    drawn = create_progress_artifact(0.0, key=key, description="share of the training budget that is over")
+    yield lambda point: update_progress_artifact(drawn, progress=100 * point["share"])
+
+
+def training(assistant: str, card: str) -> None:
+    """The model card of a training as the flow run shows it."""
+    if flow_run.get_id() is not None:
+        create_markdown_artifact(
+            key="model-card", markdown=card.split("---\n", 2)[-1], description=f"{assistant}: tuned"
+        )

@@ -4,36 +4,41 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import sys
+import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from data.embedding import has_bf16
-from data.records import Record, file_sha256
+from data.records import Record
+from tasks.adapter import adapted_model, gather, save_adapter, spread
+from tasks.checkpoints import Progress, checkpoint, restore
 from tasks.contexts import Mixture, Rows
+from tasks.losses import Preferring, answers, preferred, supervised
 
-COMPLETE = "COMPLETE"
 WARM_UP = 0.06
 CLIP = 1.0
 PROGRESS_S = 5.0
 WINDOW = 16
-PAD = 64
+CHECKS = 10
+FASTER = 0.8
 
 
 @dataclass(frozen=True)
 class Training(Record):
-    """How to train. Ends after `minutes` of training or `passes` over the examples, whichever is first.
+    """How to train. Ends after `minutes` of training (None: no limit) or `passes` over the examples, whichever is
+    first, or when `patience` of ten checks over the budget have not lowered the loss on examples held out.
 
     `row_tokens`: short rows are laid end to end up to this many tokens; a step is `rows_per_step` such stretches over
-    all workers. `workers` None: settings().training_workers. The rate warms up and falls linearly over the budget.
+    all workers, however many there are. `workers` None: settings().training_workers. The rate warms up and falls
+    linearly over the budget: with a time budget a run depends on how fast the machine is, without one it is repeatable.
+    `held_out`: share of the examples to check on. `preferring`: how preferences of people are learned after that.
     """
 
-    minutes: float = 4.0
+    minutes: float | None = 4.0
     passes: int = 6
     rank: int = 16
     alpha: int = 32
@@ -44,17 +49,21 @@ class Training(Record):
     seed: int = 0
     most_examples: int = 20_000
     checkpoint_s: float = 60.0
+    held_out: float = 0.05
+    patience: int = 3
     mixture: Mixture = Mixture()
+    preferring: Preferring = Preferring()
 
 
 def train_loop_per_worker(config: dict) -> None:
     """Train on this worker's share of every step; runs alone too, without torch.distributed.
 
-    config: work (folder with rows.npz; adapter/ and training.json are left there), base (Hugging Face folder), training
-    (a Training as JSON), gpu, yields (train on processor time that nobody else wants). Adapter gradients are summed
-    by one all_reduce of a flat vector, not by DDP: a worker may have several stretches or none in a step, the mean is
-    over the answer tokens of all workers, and the loss, the counts and rank 0's clock ride in the same message, so all
-    agree on rate and end without a second.
+    config: work (folder with rows.npz and, to check on, held.npz; adapter/ and training.json are left there), base
+    (Hugging Face folder), training (a Training as JSON), gpu, yields (train on processor time that nobody else wants);
+    for preferences also start (the adapter to begin from) and flips (see losses.preferred). Adapter gradients are
+    summed by one all_reduce of a flat vector, not by DDP: a worker may have several stretches or none in a step, the
+    mean is over the answer tokens of all workers, and the loss, the counts and rank 0's clock ride in the same
+    message, so all agree on rate and end without a second.
     """
     import torch
 
@@ -65,59 +74,139 @@ def train_loop_per_worker(config: dict) -> None:
         torch.set_num_threads(1)  # one per worker: the endpoint needs the cores too
     training = Training.of(config["training"])
     work, device = Path(config["work"]), "cuda" if config["gpu"] else "cpu"
-    data = Rows.load(work / "rows.npz")
-    plan = steps(data.lengths, training, world)
-    model, adapted = adapted_model(config["base"], training, device)
+    model, adapted = adapted_model(config["base"], training, device, fastest(device), config.get("start"))
     # The adapter computes in the base's type but is kept and updated in float32: small updates would round away
     master = torch.nn.Parameter(torch.cat([p.detach().float().reshape(-1) for p in adapted]))
     master.grad = torch.zeros_like(master)
     optimizer = torch.optim.AdamW([master], lr=training.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
-    step, before, read_before = restore(work / "checkpoints", master, optimizer)
-    sums = torch.zeros(master.numel() + 4, device=device)  # gradient, loss, learned tokens, tokens read, rank 0's clock
-    started, told, saved, read, history = time.monotonic(), 0.0, 0.0, 0, []
-    while step < len(plan):
-        _spread(master, adapted)
+    data = Rows.load(work / "rows.npz")
+    plan = steps(data.lengths, training, world)
+    price = pricing(model, data, config, device, (part for step in plan for part in step[rank]))
+    check = checking(model, work / "held.npz", training, config, device)
+    progress, saved = restore(work / "checkpoints", device)
+    best = saved.pop("best", master.detach().clone())
+    if saved:
+        master.data.copy_(saved.pop("master"))
+        optimizer.state[master] = saved
+    sums = torch.zeros(master.numel() + 5, device=device)  # gradient, loss, learned, tokens, rank 0's clock, cpu time
+    started, before, worked, told, kept = time.monotonic(), progress.elapsed, time.process_time(), 0.0, 0.0
+    why = "passes"
+    while progress.step < len(plan):
+        spread(master, adapted)
         sums.zero_()
-        for stretch in plan[step][rank]:
-            loss, learned, count = stretch_loss(model, data, stretch, device)
+        for stretch in plan[progress.step][rank]:
+            loss, learned, count = price(stretch)
             loss.backward()
-            sums[-4:-1] += torch.tensor([loss.item(), learned, count], device=device)
-        _gather(adapted, sums[:-4])
+            sums[-5:-2] += torch.tensor([loss.item(), learned, count], device=device)
+        gather(adapted, sums[:-5])
+        now = time.process_time()
+        sums[-1], worked = now - worked, now
         if rank == 0:
-            sums[-1] = before + time.monotonic() - started
-        if world > 1:
-            torch.distributed.all_reduce(sums)
-        loss, learned, tokens, elapsed = sums[-4:].tolist()
+            sums[-2] = before + time.monotonic() - started
+        _sum(sums)
+        loss, learned, tokens, elapsed, cpu_s = sums[-5:].tolist()
         if not np.isfinite(loss):
-            raise ValueError(f"training diverged at step {step} (loss {loss}); lower Training.learning_rate")
-        step, read, spent = step + 1, read + int(tokens), elapsed - before
-        share = max(elapsed / (training.minutes * 60), step / len(plan))
-        master.grad.copy_(sums[:-4] / max(learned, 1.0))
+            raise ValueError(f"training diverged at step {progress.step} (loss {loss}); lower Training.learning_rate")
+        progress.stepped(loss / max(learned, 1.0), int(tokens), elapsed, cpu_s)
+        share = max(spent(progress, training), progress.step / len(plan))
+        master.grad.copy_(sums[:-5] / max(learned, 1.0))
         torch.nn.utils.clip_grad_norm_([master], CLIP)
         optimizer.param_groups[0]["lr"] = training.learning_rate * rate(share)
         optimizer.step()
-        history.append(loss / max(learned, 1.0))
-        if rank == 0 and (share >= 1 or spent - told >= PROGRESS_S):
-            told = spent
-            progress(step, len(plan), float(np.mean(history[-10:])), read / max(spent, 1e-9))
-        if share >= 1:
+        if check and share * CHECKS >= progress.checks + 1:
+            spread(master, adapted)
+            if progress.checked(check()):
+                best.copy_(master.detach())
+        if rank == 0 and (share >= 1 or progress.elapsed - told >= PROGRESS_S):
+            told = progress.elapsed
+            tell(work / "progress.jsonl", progress, len(plan), share)
+        if share >= 1 or progress.stale >= training.patience:
+            why = "passes" if progress.step == len(plan) else "time" if share >= 1 else "no better on held-out examples"
             break
-        if rank == 0 and spent - saved >= training.checkpoint_s:
-            saved = spent
-            checkpoint(work / "checkpoints", step, elapsed, read_before + read, master, optimizer)
+        if rank == 0 and progress.elapsed - before - kept >= training.checkpoint_s:
+            kept = progress.elapsed - before
+            state = {"master": master, "best": best, **optimizer.state[master]}
+            checkpoint(work / "checkpoints", progress, state)
+    if progress.best is not None:
+        master.data.copy_(best)
     if rank == 0:
         save_adapter(model, adapted, master, work / "adapter")
-        figures = {"steps": step, "planned": len(plan), "tokens": read_before + read, "workers": world}
-        figures |= {"seconds": before + time.monotonic() - started, "loss": [round(loss, 4) for loss in history[-20:]]}
-        (work / "training.json").write_text(json.dumps(figures))
+        made = {
+            "steps": progress.step,
+            "planned": len(plan),
+            "workers": world,
+            "ended": why,
+            "memory_mb": memory(device),
+        }
+        made |= {"dtype": str(model.dtype).removeprefix("torch."), "tokens_per_s": progress.tokens / progress.elapsed}
+        made |= vars(progress)
+        (work / "training.json").write_text(json.dumps(made))
     if world > 1:
         torch.distributed.barrier()
 
 
-def progress(step: int, steps: int, loss: float, tokens_per_s: float) -> None:
-    """Tell how far training is. Not with `print`, which Ray Train replaces and then shows every line twice."""
-    sys.stdout.write(f"finetune: step {step}/{steps} loss {loss:.3f} {tokens_per_s:.0f} tokens/s\n")
-    sys.stdout.flush()
+def spent(progress: Progress, training: Training) -> float:
+    """Share of the time budget that is over, 0 without one."""
+    return progress.elapsed / (training.minutes * 60) if training.minutes else 0.0
+
+
+def pricing(model, data: Rows, config: dict, device: str, mine: Iterable[Sequence[int]]) -> Callable:
+    """What gives the summed loss of a stretch, its terms and its tokens; for preferences the log-probabilities before
+    training are taken now, of the rows in the stretches that are `mine`."""
+    import torch
+
+    if "flips" not in config:
+        return partial(supervised, model, data, device=device)
+    before = torch.zeros(len(data.lengths), 2, device=device)
+    with torch.inference_mode():
+        for number in {number for stretch in mine for number in stretch}:
+            before[number] = answers(model, data, [number], device)[0][0]
+    how = Training.of(config["training"]).preferring
+    return lambda stretch: preferred(model, data, stretch, device, before[list(stretch)], how, config["flips"])
+
+
+def checking(model, path: Path, training: Training, config: dict, device: str) -> Callable[[], float] | None:
+    """What gives the mean loss on the rows held out at `path`, over all workers; None when there are none."""
+    import torch
+
+    if not path.exists():
+        return None
+    rank, world = _place()
+    held = Rows.load(path)
+    stretches = [stretch for step in steps(held.lengths, training, world) for stretch in step[rank]]
+    price = pricing(model, held, config, device, stretches)
+
+    def check() -> float:
+        sums = torch.zeros(2, device=device)
+        with torch.inference_mode():
+            for stretch in stretches:
+                loss, terms, _ = price(stretch)
+                sums += torch.tensor([loss.item(), terms], device=device)
+        _sum(sums)
+        return (sums[0] / sums[1]).item()
+
+    return check
+
+
+def tell(path: Path, progress: Progress, of: int, share: float) -> None:
+    """Append one line on how far training is to `path`, for those who watch."""
+    recent = progress.losses[-10:]
+    point = {"step": progress.step, "of": of, "share": round(min(share, 1.0), 4), "loss": float(np.mean(recent))}
+    if progress.held_out:
+        point["held_out"] = progress.held_out[-1][1]
+    point |= {"seconds": progress.elapsed, "left_s": progress.elapsed * (1 / share - 1) if share < 1 else 0.0}
+    point |= {"tokens": progress.tokens, "tokens_per_s": progress.tokens / progress.elapsed}
+    with open(path, "a") as file:
+        file.write(json.dumps({name: round(value, 4) for name, value in point.items()}) + "\n")
+
+
+def memory(device: str) -> int:
+    """Most memory this worker held, in MB: of the GPU where it trains on one."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() >> 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 def rate(share: float) -> float:
@@ -132,7 +221,7 @@ def steps(lengths: np.ndarray, training: Training, world: int) -> list[list[list
     then the steps of a window are shuffled. All workers compute the same plan.
     """
     rng = np.random.default_rng(training.seed)
-    each = max(training.rows_per_step, world)
+    each = training.rows_per_step
     plan = []
     for first in range(0, len(lengths), WINDOW * each):
         numbers = range(first, min(first + WINDOW * each, len(lengths)))
@@ -149,122 +238,28 @@ def steps(lengths: np.ndarray, training: Training, world: int) -> list[list[list
     return plan
 
 
-def adapted_model(base: str, training: Training, device: str):
-    """The frozen base with a new LoRA adapter on each linear layer but the output, and the adapter's parameters.
+def fastest(device: str):
+    """torch.bfloat16 where a product of a layer's size takes at most 0.8 of its time in float32 on every worker.
 
-    In bfloat16 where the processor computes in it.
-    """
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AttentionInterface, AutoModelForCausalLM
-
-    AttentionInterface.register("branches", attend)
-    torch.manual_seed(training.seed)  # every worker starts from the same adapter
-    # A processor without bf16 emulates it, far slower than it computes in float32
-    dtype = torch.bfloat16 if has_bf16(device) else torch.float32
-    loaded = AutoModelForCausalLM.from_pretrained(
-        base, dtype=dtype, attn_implementation="branches", use_safetensors=True, trust_remote_code=False
-    )
-    lora = LoraConfig(r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(loaded, lora, autocast_adapter_dtype=False).to(device)
-    return model, [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def attend(module, query, key, value, mask, scaling=None, **_):
-    """Attention with an additive mask [1, 1, n, n], as plain batched products over grouped heads.
-
-    torch's fused kernel took 1.0 of 3.2 s of a step on a CPU in bfloat16; this takes 0.35 s (Zen 5, rows of 448). The
-    weights are computed again on the way back: a quarter less memory for 3% of the time.
-    """
-    from torch.utils.checkpoint import checkpoint
-
-    mixed = checkpoint(mix, query, key, value, mask, scaling, use_reentrant=False, preserve_rng_state=False)
-    return mixed.transpose(1, 2).contiguous(), None
-
-
-def mix(query, key, value, mask, scaling):
-    """Values mixed by attention weights, [batch, heads, n, size]."""
-    import torch
-
-    batch, heads, n, size = query.shape
-    groups = key.shape[1]
-    rows = (query * scaling).reshape(batch * groups, heads // groups * n, size)
-    scores = torch.bmm(rows, key.reshape(batch * groups, n, size).transpose(1, 2))
-    scores = scores.view(batch * groups, heads // groups, n, n) + mask.view(1, 1, n, n)
-    weights = torch.softmax(scores, dim=-1).view(batch * groups, -1, n)
-    return torch.bmm(weights, value.reshape(batch * groups, n, size)).view(batch, heads, n, size)
-
-
-def stretch_loss(model, data: Rows, stretch: Sequence[int], device: str):
-    """Summed cross-entropy over the learned tokens of some rows laid end to end, how many, and how many were read.
-
-    A token sees the earlier tokens of its own row that are shared or of its own branch. The output layer, the largest
-    matrix of a small model, is computed for the learned positions only. Stretches are padded to a multiple of PAD:
-    torch keeps compiled kernels for every length it meets, 0.6 GB of them within a minute.
+    Measured here and now: a processor without bf16 emulates it, and flags do not say how fast a library is.
     """
     import torch
 
-    lengths = data.lengths[list(stretch)]
-    columns = [*zip(*map(data.row, stretch), strict=True), [np.full(n, at) for at, n in enumerate(lengths, start=1)]]
-    padding = np.zeros(-lengths.sum() % PAD, int)
-    ids, positions, branches, learn, row = (
-        torch.from_numpy(np.concatenate([*column, padding])).to(device).long() for column in columns
-    )
-    seen = (row[:, None] == row[None]) & ((branches[None] == 0) | (branches[:, None] == branches[None]))
-    mask = torch.zeros(len(ids), len(ids), dtype=model.dtype, device=device)
-    mask.masked_fill_(~seen.tril(), torch.finfo(model.dtype).min)
-    inner = model.get_base_model()
-    states = inner.model(
-        input_ids=ids[None], position_ids=positions[None], attention_mask=mask[None, None], use_cache=False
-    ).last_hidden_state[0]
-    targets = learn.nonzero().squeeze(1)
-    logits = inner.lm_head(states[targets - 1]).float()
-    return torch.nn.functional.cross_entropy(logits, ids[targets], reduction="sum"), len(targets), int(lengths.sum())
-
-
-def checkpoint(folder: Path, step: int, elapsed: float, read: int, master, optimizer) -> None:
-    """Write state.safetensors, then COMPLETE with its sha256; then drop older checkpoints."""
-    from safetensors.torch import save_file
-
-    place = folder / f"{step:08d}"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    state = {"master": master.detach()} | {n: optimizer.state[master][n] for n in ("exp_avg", "exp_avg_sq", "step")}
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, place / "state.safetensors")
-    marker = {"sha256": file_sha256(place / "state.safetensors"), "step": step, "elapsed": elapsed, "read": read}
-    (place / "COMPLETE.partial").write_text(json.dumps(marker))
-    os.replace(place / "COMPLETE.partial", place / COMPLETE)
-    for older in folder.iterdir():
-        if older.name < place.name:
-            shutil.rmtree(older, ignore_errors=True)
-
-
-def restore(folder: Path, master, optimizer) -> tuple[int, float, int]:
-    """Load the newest whole checkpoint; (steps done, seconds spent, tokens read), zeros where there is none."""
-    from safetensors.torch import load_file
-
-    for place in sorted(folder.glob("*"), reverse=True):
-        if not (place / COMPLETE).exists():
-            continue
-        marker = json.loads((place / COMPLETE).read_text())
-        if file_sha256(place / "state.safetensors") != marker["sha256"]:
-            print(f"finetune: {place} does not match its hash, going back to an earlier checkpoint", flush=True)
-            continue
-        state = load_file(place / "state.safetensors", device=str(master.device))
-        master.data.copy_(state.pop("master"))
-        optimizer.state[master] = state
-        return marker["step"], marker["elapsed"], marker["read"]
-    return 0, 0.0, 0
-
-
-def save_adapter(model, adapted, master, folder: Path) -> None:
-    """The adapter in float32 as a PEFT folder; COMPLETE last."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for parameter in adapted:
-        parameter.data = parameter.data.float()
-    _spread(master, adapted)
-    model.save_pretrained(folder, safe_serialization=True)
-    (folder / COMPLETE).write_text(file_sha256(folder / "adapter_model.safetensors"))
+    took = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = (
+            torch.ones(256, 512, dtype=dtype, device=device),
+            torch.ones(512, 1024, dtype=dtype, device=device),
+        )
+        times = []
+        for _ in range(6):
+            start = time.perf_counter()
+            (left @ right).sum().item()
+            times.append(time.perf_counter() - start)
+        took[dtype] = float(np.median(times[1:]))
+    slower = torch.tensor([float(took[torch.bfloat16] > FASTER * took[torch.float32])], device=device)
+    _sum(slower)
+    return torch.float32 if slower.item() else torch.bfloat16
 
 
 def _place() -> tuple[int, int]:
@@ -276,19 +271,9 @@ def _place() -> tuple[int, int]:
     return 0, 1
 
 
-def _spread(master, adapted) -> None:
-    """Copy the flat float32 parameters into the model's own."""
-    at = 0
-    for parameter in adapted:
-        parameter.data.copy_(master.data[at : at + parameter.numel()].view_as(parameter))
-        at += parameter.numel()
+def _sum(values) -> None:
+    """Add up a tensor over all workers, in place."""
+    import torch
 
-
-def _gather(adapted, flat) -> None:
-    """Move the gradients of the adapter into `flat` (float32)."""
-    at = 0
-    for parameter in adapted:
-        if parameter.grad is not None:
-            flat[at : at + parameter.numel()] += parameter.grad.reshape(-1)
-            parameter.grad = None
-        at += parameter.numel()
+    if _place()[1] > 1:
+        torch.distributed.all_reduce(values)

@@ -34,6 +34,14 @@ def models():
     return HOME / "models"
 
 
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """A random tiny Llama as a Hugging Face folder, its GGUF template beside it."""
+    from tests import tiny
+
+    return tiny.folder(tmp_path_factory.mktemp("base"))
+
+
 def command(*words: str, timeout: float = 600) -> subprocess.CompletedProcess:
     """Run a Python module of the project as a user would, in the tests' home."""
     run = [sys.executable, "-m", *words]
