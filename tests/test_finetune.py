@@ -1,15 +1,21 @@
 """Fine-tuning whole."""
 
+import json
+import os
+import signal
+import threading
+import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from data.records import Prompt
 from tasks import finetune
 from tasks.contexts import Mixture, contexts, rows
-from tasks.finetune import Prepared
+from tasks.finetune import Prepared, save
 from tasks.training import Training
-from tests.doors import BOUND, CHUNKS, EXAMPLES, search
+from tests.doors import BOUND, CHUNKS, EXAMPLES, search, small_rows
 
 ABOUT = {"examples": 32, "held": 0, "lost": 0, "contexts": 20, "preferences": 0, "flips": 0.0, "feedback": []}
 
@@ -59,3 +65,53 @@ def real_rows():
         Mixture(),
         10**6,
     )
+
+
+# --- several nodes ----------------------------------------------------------------------------
+
+
+def workers() -> list[int]:
+    """Process ids of the Ray Train workers of the cluster this process has started."""
+    return [p.pid for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+
+
+@pytest.mark.stack
+def test_a_killed_worker_and_a_lost_node_cost_only_the_steps_since_the_last_checkpoint(base, tmp_path, monkeypatch):
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from serving.engine import models
+
+    monkeypatch.setattr(models, "base_folder", lambda: base)
+    training = Training(minutes=None, rank=4, learning_rate=0.01, row_tokens=400, checkpoint_s=0.0)
+    for name in ("quiet", "harmed"):
+        save(tmp_path / name, small_rows(passes=60), None)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False)
+        quiet = finetune.train(tmp_path / "quiet", training, 2, "quiet")
+        seen = tmp_path / "harmed" / "checkpoints"
+        running = threading.Thread(target=finetune.train, args=(tmp_path / "harmed", training, 2, "harmed"))
+        running.start()
+        reached(seen, 10)
+        os.kill(workers()[0], signal.SIGKILL)
+        reached(seen, 60)
+        cluster.remove_node(nodes[1], allow_graceful=False)
+        cluster.add_node(num_cpus=1)
+        running.join(timeout=300)
+        assert not running.is_alive()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    told = [json.loads((folder / "training.json").read_text()) for folder in (quiet.parent, tmp_path / "harmed")]
+    assert told[0]["steps"] == told[1]["steps"] == told[1]["planned"] and told[1]["workers"] == 2
+    assert told[0]["losses"] == pytest.approx(told[1]["losses"], abs=1e-3)
+
+
+def reached(checkpoints, step: int) -> None:
+    """Wait until training has left a whole checkpoint at or after `step`."""
+    deadline = time.monotonic() + 200
+    while not any(int(made.parent.name) >= step for made in checkpoints.glob("*/COMPLETE")):
+        assert time.monotonic() < deadline, f"no checkpoint of step {step} within 200 s"
+        time.sleep(0.05)
