@@ -34,51 +34,62 @@ def finetune(
     prompt: Prompt = Prompt(),
     retrieval: Retrieval = Retrieval(),
     training: Training = Training(),
+    base: str | None = None,
 ) -> Model:
     """The tuned model for these inputs, under settings().models/tuned/<key>; a second call reads its record.
 
-    Needs Ray: initialised, or reachable at settings().ray. Interrupted training goes on from its last complete
-    checkpoint. Raises ValueError when there is nothing to train on, or training diverged or changed nothing.
+    `base`: as in serving.engine.bases.find, None for the embedded one; the prompt has to be in its chat format. Needs
+    Ray: initialised, or reachable at settings().ray. Interrupted training goes on from its last complete checkpoint.
+    Raises ValueError when there is nothing to train on, or training diverged or changed nothing.
     """
     import ray
 
-    from serving.engine.models import base_folder, base_model
+    from serving.engine.bases import find
 
-    base = base_model()
+    of = find(base)
     workers = training.workers or settings().training_workers
-    key = digest("finetune", CODE, snapshot.id, index.checksum, prompt, retrieval, training, workers, base.sha256)[:24]
+    key = digest("finetune", CODE, snapshot.id, index.checksum, prompt, retrieval, training, workers, of.model.sha256)[
+        :24
+    ]
     target = settings().models / "tuned" / key
     if (target / COMPLETE).exists():
         return read(target)
     work = target.with_name(f".{key}.work")
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "rows.npz").exists():
-        training_rows(snapshot, index, prompt, retrieval, training, workers).save(work / "partial.npz")
+        training_rows(snapshot, index, prompt, retrieval, training, workers, of.folder).save(work / "partial.npz")
         os.replace(work / "partial.npz", work / "rows.npz")
     connect()
     if not (work / "adapter" / COMPLETE).exists():
-        train(work, training, workers, f"{snapshot.assistant}-{key}")
+        train(work, training, workers, f"{snapshot.assistant}-{key}", of.folder)
     # In a process of its own: merging holds the base in float32 twice, which would stay with the flow to its end
     publishing = ray.remote(num_cpus=0, max_calls=1)(publish)
-    made = ray.get(publishing.remote(work / "adapter", base_folder(), base, target, work / "training.json"))
+    made = ray.get(publishing.remote(work / "adapter", Path(of.folder), of.model, target, work / "training.json"))
     shutil.rmtree(work)
     return made
 
 
 def training_rows(
-    snapshot: Snapshot, index: IndexVersion, prompt: Prompt, retrieval: Retrieval, training: Training, workers: int
+    snapshot: Snapshot,
+    index: IndexVersion,
+    prompt: Prompt,
+    retrieval: Retrieval,
+    training: Training,
+    workers: int,
+    base: str,
 ) -> Rows:
-    """The rows for a run: as many as `workers` could train on in the time budget."""
+    """The rows for a run, in tokens of the model in the folder `base`: as many as could be trained on in the budget."""
     from tokenizers import Tokenizer
 
     from data.embedding import load
     from data.snapshots import examples
     from data.store import open_index
-    from serving.engine.models import base_folder, embedder_folder
+    from serving.chat import chat_format
+    from serving.engine.models import embedder_folder
     from serving.rag import build_prompt, retrieve_many
 
     searched, embedder = open_index(index), load(embedder_folder())
-    encoder = Tokenizer.from_file(str(base_folder() / "tokenizer.json"))
+    encoder = Tokenizer.from_file(str(Path(base) / "tokenizer.json"))
     # By section, so that the examples of a chosen section come together and share their context
     chosen = sorted(examples(snapshot), key=lambda e: (digest(e.document, e.section, training.seed), e.question))
     mixture, seed = training.mixture, training.seed
@@ -93,6 +104,7 @@ def training_rows(
         encode=lambda text: encoder.encode(text, add_special_tokens=False).ids,
         abstain=prompt.abstain,
         mixture=mixture,
+        chat=chat_format(prompt.chat),
         tokens=1 << 40 if settings().training_gpu else int(training.minutes * 60 * TOKENS_PER_S * workers),
     )
     left = f"; {lost} left out, no passage holds their answers" if lost else ""
@@ -100,15 +112,13 @@ def training_rows(
     return made
 
 
-def train(work: Path, training: Training, workers: int, name: str) -> None:
+def train(work: Path, training: Training, workers: int, name: str, base: str) -> None:
     """Run `train_loop_per_worker` on `workers` Ray Train workers; leaves `work`/adapter and `work`/training.json."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from serving.engine.models import base_folder
-
     gpu = settings().training_gpu
-    config = {"work": str(work), "base": str(base_folder()), "training": asdict(training)}
+    config = {"work": str(work), "base": base, "training": asdict(training)}
     config |= {"gpu": gpu, "yields": not gpu}
     TorchTrainer(
         train_loop_per_worker,
@@ -127,18 +137,19 @@ def train(work: Path, training: Training, workers: int, name: str) -> None:
 def publish(
     adapter: Path, base_weights: Path, base: Model, target: Path, figures: Path, template: Path | None = None
 ) -> Model:
-    """Merge `adapter` into the float32 base, export, check that the file really differs, and write the Model record.
+    """Write the Model record of `adapter`: merged and exported, or kept apart where the base is served by Transformers.
 
-    `target` appears whole or not at all; `template` as in export_gguf. Raises ValueError when the adapter changed
-    nothing or is not finite.
+    `target` appears whole or not at all; `template` as in export_gguf, by default the base's own file. Raises
+    ValueError when the adapter is not one of this base, changed nothing or is not finite.
     """
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    from serving.engine.export import export_gguf
+    from serving.engine import artifact_sha256
+    from serving.engine.export import export_gguf, load
+    from serving.engine.safety import check_adapter
 
-    loaded = AutoModelForCausalLM.from_pretrained(base_weights, dtype=torch.float32, use_safetensors=True)
+    loaded = load(base_weights)
     adapted = PeftModel.from_pretrained(loaded, adapter)
     for name, weight in adapted.named_parameters():
         if "lora_B" in name and not (torch.isfinite(weight).all() and weight.any()):
@@ -146,13 +157,22 @@ def publish(
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        served = export_gguf(adapted.merge_and_unload(), staging / GGUF_NAME, template)
-        if (same := unchanged(served, Path(base.uri))) > 0.1:
-            raise ValueError(f"{same:.0%} of the exported matrices equal the base's: the adapter was not merged")
-        shutil.copytree(adapter, staging / "adapter")
+        (staging / "adapter").mkdir()
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy(adapter / name, staging / "adapter" / name)
+        described = json.loads((adapter / "adapter_config.json").read_text())
+        described["base_model_name_or_path"] = f"sha256:{base.base}"
+        (staging / "adapter" / "adapter_config.json").write_text(json.dumps(described))
+        check_adapter(staging / "adapter", base_weights, base.base)
+        sha256 = file_sha256(staging / "adapter" / "adapter_model.safetensors")
+        if base.engine == "transformers":
+            made = Model(artifact_sha256(base.uri, sha256), base.uri, base.engine, base.base, sha256, "adapter")
+        else:
+            served = export_gguf(adapted.merge_and_unload(), staging / GGUF_NAME, template or Path(base.uri))
+            if (same := unchanged(served, Path(base.uri))) > 0.1:
+                raise ValueError(f"{same:.0%} of the exported matrices equal the base's: the adapter was not merged")
+            made = Model(file_sha256(served), GGUF_NAME, base.engine, base.base, sha256, "adapter")
         shutil.copy(figures, staging / "training.json")
-        weights = staging / "adapter" / "adapter_model.safetensors"
-        made = Model(file_sha256(served), GGUF_NAME, "openvino", base.base, file_sha256(weights), "adapter")
         (staging / "model.json").write_text(json.dumps(as_json(made)))
         (staging / COMPLETE).write_text(made.sha256)
         staging.chmod(0o755)
@@ -166,7 +186,8 @@ def publish(
 def read(folder: Path) -> Model:
     """The Model record of a published folder, with its files' places as they are now."""
     made = json.loads((folder / "model.json").read_text())
-    places = {"uri": str(folder / GGUF_NAME), "adapter_uri": str(folder / "adapter" / "adapter_model.safetensors")}
+    uri = made["uri"] if made["engine"] == "transformers" else str(folder / GGUF_NAME)
+    places = {"uri": uri, "adapter_uri": str(folder / "adapter" / "adapter_model.safetensors")}
     return Model.of(made | places)
 
 
