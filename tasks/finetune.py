@@ -149,21 +149,19 @@ def publish(
     from serving.engine.export import export_gguf, load
     from serving.engine.safety import check_adapter
 
-    loaded = load(base_weights)
-    adapted = PeftModel.from_pretrained(loaded, adapter)
-    for name, weight in adapted.named_parameters():
-        if "lora_B" in name and not (torch.isfinite(weight).all() and weight.any()):
-            raise ValueError(f"{name} is zero or not finite: training changed nothing or diverged; look at {figures}")
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         (staging / "adapter").mkdir()
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            shutil.copy(adapter / name, staging / "adapter" / name)
+        shutil.copy(adapter / "adapter_model.safetensors", staging / "adapter")
         described = json.loads((adapter / "adapter_config.json").read_text())
         described["base_model_name_or_path"] = f"sha256:{base.base}"
         (staging / "adapter" / "adapter_config.json").write_text(json.dumps(described))
         check_adapter(staging / "adapter", base_weights, base.base)
+        adapted = PeftModel.from_pretrained(load(base_weights), staging / "adapter")
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name and not (torch.isfinite(weight).all() and weight.any()):
+                raise ValueError(f"{name} is zero or not finite: training changed nothing or diverged; see {figures}")
         sha256 = file_sha256(staging / "adapter" / "adapter_model.safetensors")
         if base.engine == "transformers":
             made = Model(artifact_sha256(base.uri, sha256), base.uri, base.engine, base.base, sha256, "adapter")

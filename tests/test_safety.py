@@ -274,7 +274,7 @@ ADAPTERS = {
         lambda a, k: (a / "adapter_model.safetensors").write_bytes(pickle.dumps(Payload(k))),
         "header has",
     ),
-    "no effect": (pairs(zero), "changes nothing"),
+    "no effect": (pairs(zero), "has no effect"),
     "NaN": (pairs(lambda held: {name: value * np.nan for name, value in held.items()}), "NaN or infinite"),
     "another base's shapes": (pairs(wider), "this base needs"),
     "a tensor that is no LoRA": (pairs(stranger), "no half of a LoRA pair"),
@@ -299,14 +299,14 @@ def at(place, form, value):
 
 
 GGUFS = {
-    "a pickle": (lambda data: data.__setitem__(slice(0, 4), b"\x80\x04\x95\x00"), "not with GGUF"),
+    "a pickle": (lambda data: data.__setitem__(slice(0, 4), b"\x80\x04\x95\x00"), "not begin with GGUF"),
     "truncated header": (lambda data: data.__delitem__(slice(600, None)), "promises|ends in its header"),
     "truncated data": (lambda data: data.__delitem__(slice(-500, None)), "overlap or lie behind"),
     "an unknown version": (at(4, "<I", 77), "version 77"),
     "a bomb of tensors": (at(8, "<Q", 1 << 60), "1152921504606846976 tensors"),
     "a bomb of settings": (at(16, "<Q", 1 << 60), "settings"),
     "a string longer than the file": (at(24, "<Q", 1 << 40), "promises 1099511627776 values"),
-    "nothing": (lambda data: data.clear(), "not with GGUF"),
+    "nothing": (lambda data: data.clear(), "not begin with GGUF"),
 }
 
 

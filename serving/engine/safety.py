@@ -210,4 +210,4 @@ def _check_lora(file: Path, rank: int, base: dict[str, tuple[int, ...]]) -> None
             one, other = (opened.get_tensor(part) for part in (name, name.replace(".lora_A.", ".lora_B.")))
             changed = changed or bool(one.any() and other.any())
     if not changed:
-        raise refuse(file, "changes nothing: every product of its pairs is zero", "look at its training")
+        raise refuse(file, "has no effect: training changed nothing, every pair is zero", "train it again")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import re
 import struct
 from collections import Counter
@@ -20,6 +21,8 @@ JSON_BYTES = 64 << 20
 HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
 MOST_TENSORS = 100_000
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+WIDE = {"<I": 4, "<Q": 8}
+VALUES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # GGUF value type -> bytes
 EXPONENTS = {"F64": ("<u8", 0x7FF << 52), "F32": ("<u4", 0x7F8 << 20), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 
 
@@ -128,15 +131,18 @@ def check_gguf(file: Path) -> None:
     """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    data, at = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8), 0
-    again = "it is damaged: export it again, or get it again"
+    again, at = "it is damaged: export it again, or get it again", 4
+    with open(file, "rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise refuse(file, "does not begin with GGUF", again)
+        data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
 
     def take(form: str) -> int:
         nonlocal at
-        wide = struct.calcsize("<" + form)
+        wide = WIDE[form]
         if at + wide > len(data):
             raise refuse(file, f"ends in its header, at byte {at} of {len(data)}", again)
-        (number,) = struct.unpack("<" + form, data[at : at + wide].tobytes())
+        (number,) = struct.unpack_from(form, data, at)
         at += wide
         return number
 
@@ -147,15 +153,14 @@ def check_gguf(file: Path) -> None:
         at += count * each
 
     def value(kind: int, depth: int = 0) -> None:
-        wide = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-        if kind in wide:
-            skip(wide[kind])
+        if kind in VALUES:
+            skip(VALUES[kind])
         elif kind == 8:
-            skip(take("Q"))
+            skip(take("<Q"))
         elif kind == 9 and depth == 0:
-            inner, count = take("I"), take("Q")
-            if inner in wide:
-                return skip(count, wide[inner])
+            inner, count = take("<I"), take("<Q")
+            if inner in VALUES:
+                return skip(count, VALUES[inner])
             if count > len(data) // 8:
                 raise refuse(file, f"promises a list of {count} at byte {at}", again)
             for _ in range(count):
@@ -163,22 +168,19 @@ def check_gguf(file: Path) -> None:
         else:
             raise refuse(file, f"has a value of unknown type {kind} at byte {at}", again)
 
-    if data[:4].tobytes() != b"GGUF":
-        raise refuse(file, f"begins with {data[:4].tobytes()!r}, not with GGUF", again)
-    at = 4
-    version, tensors, pairs = take("I"), take("Q"), take("Q")
+    version, tensors, pairs = take("<I"), take("<Q"), take("<Q")
     if version not in (2, 3) or tensors > MOST_TENSORS or pairs > MOST_TENSORS:
         raise refuse(file, f"says version {version}, {tensors} tensors, {pairs} settings", again)
     for _ in range(pairs):
-        skip(take("Q"))
-        value(take("I"))
+        skip(take("<Q"))
+        value(take("<I"))
     spans = []
     for _ in range(tensors):
-        skip(take("Q"))
-        dimensions = take("I")
+        skip(take("<Q"))
+        dimensions = take("<I")
         if dimensions > 4:
             raise refuse(file, f"has a tensor of {dimensions} dimensions", again)
-        count, kind, start = math.prod(take("Q") for _ in range(dimensions)), take("I"), take("Q")
+        count, kind, start = math.prod(take("<Q") for _ in range(dimensions)), take("<I"), take("<Q")
         if kind not in list(GGMLQuantizationType):
             raise refuse(file, f"has a tensor of unknown type {kind}", again)
         block, width = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
