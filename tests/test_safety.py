@@ -168,6 +168,7 @@ MODELS = {
     "a config nested too deep": (lambda m, k: (m / "config.json").write_text('{"a":' * 99999), "damaged or no JSON"),
     "a tokenizer with code": (tokenizer(auto_map={"AutoTokenizer": ["x.T", None]}), "auto_map"),
     "a tokenizer file elsewhere": (tokenizer(tokenizer_file="/tmp/t.json"), "points elsewhere|no plain tokenizer"),
+    "an unknown tokenizer key": (tokenizer(loader="x"), "no plain tokenizer setting"),
     "a tokenizer class by path": (tokenizer(tokenizer_class="a.b.Evil"), "tokenizer_class"),
     "no tokenizer": (lambda m, k: (m / "tokenizer.json").unlink(), "has no tokenizer.json"),
     "a link outside": (symlink, "outside of the folder"),
