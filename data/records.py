@@ -262,7 +262,10 @@ class IndexVersion(Record):
 
 @dataclass(frozen=True)
 class Model(Record):
-    """A served artifact. `sha256` is of the file at `uri`; `base` is the sha256 of the base weights."""
+    """A served artifact. `sha256` is of the file or folder at `uri`; `base` is the sha256 of the base weights.
+
+    Where base and adapter are served apart (engine `transformers`), `uri` is the base's and `sha256` is of both.
+    """
 
     sha256: str
     uri: str
@@ -277,7 +280,10 @@ class Model(Record):
 
 @dataclass(frozen=True)
 class Prompt(Record):
-    """The prompt as text. `passage` formats one retrieved chunk, `user` the question below the passages."""
+    """The prompt as text. `passage` formats one retrieved chunk, `user` the question below the passages.
+
+    `chat`: how turns are written, a name in serving/chat.py FORMATS or such a format as JSON; a Base says which.
+    """
 
     system: str = (
         "You answer questions from the numbered passages. Reply with the shortest exact answer, copied from a "

@@ -1,7 +1,7 @@
 """Retrieve, build the prompt, cite: the one code path of the endpoint, of evaluation and of training rows.
 
-A prompt is rendered as ChatML (Hugging Face `tokenizer_config.json` of SmolLM2-Instruct) here and nowhere else.
-Text that comes from documents, users or reviewed pairs can not open or close a role: see `escape`.
+A prompt is written here and nowhere else, in the chat format of its model (serving/chat.py). Text that comes from
+documents, users or reviewed pairs can not open or close a role: see `Format.escape`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from data.records import Answer, Chunk, Citation, Decoding, Filter, Generation, Guard, Hit, Prompt, Release, Retrieval
 from serving import cache as answers
+from serving.chat import chat_format
 from serving.rerank import choose, permitted
 
 if TYPE_CHECKING:
@@ -44,18 +45,9 @@ STOP_WORDS = frozenset(
 # --- the prompt -------------------------------------------------------------------------------
 
 
-def escape(text: str) -> str:
-    """`text` without any `<|`, so that nothing in it tokenizes to a role mark such as `<|im_start|>`."""
-    return text.replace("<|", "< |")
-
-
 def fill(template: str, **values: object) -> str:
     """`template` with its `{field}`s filled in one pass: braces in values, or unknown fields, stay as they are."""
     return FIELD.sub(lambda match: str(values.get(match[1], match[0])), template)
-
-
-def turn(role: str, content: str) -> str:
-    return f"<|im_start|>{role}\n{escape(content)}<|im_end|>\n"
 
 
 def build_prompt(prompt: Prompt, question: str, chunks: Sequence[Chunk], history: Sequence[dict] = ()) -> str:
@@ -65,18 +57,16 @@ def build_prompt(prompt: Prompt, question: str, chunks: Sequence[Chunk], history
     at `HISTORY_CHARACTERS`. Any role but `assistant` is rendered as `user`: a client can not speak as the system.
     Passages are numbered from 1 in the order of `chunks`. Raises ValueError for an unknown `prompt.chat`.
     """
-    if prompt.chat != "chatml":
-        raise ValueError(f"no chat format {prompt.chat!r}; add one to serving/rag.py build_prompt (known: chatml)")
+    chat = chat_format(prompt.chat)
     passages = "".join(
         fill(prompt.passage, number=number, title=chunk.title, section=chunk.section, text=chunk.text)
         for number, chunk in enumerate(chunks, start=1)
     )
-    turns = [turn("system", prompt.system)]
-    for message in history[-HISTORY_MESSAGES:]:
-        role = "assistant" if message["role"] == "assistant" else "user"
-        turns.append(turn(role, message["content"][:HISTORY_CHARACTERS]))
-    turns.append(turn("user", fill(prompt.user, passages=passages, question=question)))
-    return "".join(turns) + "<|im_start|>assistant\n"
+    turns = [
+        ("assistant" if message["role"] == "assistant" else "user", message["content"][:HISTORY_CHARACTERS])
+        for message in history[-HISTORY_MESSAGES:]
+    ]
+    return chat.write(prompt.system, [*turns, ("user", fill(prompt.user, passages=passages, question=question))])
 
 
 # --- retrieval --------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from data.records import Chunk, Example, Preference, Record
+from serving.chat import FORMATS, Format
 
-END = "<|im_end|>"
 Search = Callable[[Sequence[str]], list[Sequence[Chunk]]]
 """Questions -> for each the passages served for it, best first; eight are asked at a time, to be embedded together."""
 
@@ -198,8 +198,9 @@ def rows(
     abstain: str,
     mixture: Mixture,
     tokens: int,
+    chat: Format = FORMATS["chatml"],
 ) -> Rows:
-    """Rows of the planned contexts, until they hold `tokens` tokens. `build` makes the prompt, as served."""
+    """Rows of the planned contexts, until they hold `tokens` tokens. `build` makes the prompt, as served in `chat`."""
     parts: list[tuple[list[int], list[int], list[int], list[int]]] = []
     total = 0
     for context in planned:
@@ -215,7 +216,7 @@ def rows(
             chunks.pop()
             pairs = [(e.question, e.answers[0]) for e in keep] + [(e.question, abstain) for e in context.unanswered]
             prompts = [encode(build(question, chunks)) for question, _ in pairs]
-        completions = [encode(answer.replace("<|", "< |") + END) for _, answer in pairs]
+        completions = [encode(chat.escape(answer) + chat.end) for _, answer in pairs]
         part = row(prompts, completions)
         parts.append(part)
         total += len(part[0])
@@ -258,6 +259,7 @@ def pairs(
     encode: Callable[[str], list[int]],
     top_k: int,
     most_tokens: int,
+    chat: Format = FORMATS["chatml"],
 ) -> Rows:
     """A row for each preference, as served: the prompt, behind it branch 1 the chosen answer, branch 2 the rejected."""
     parts = []
@@ -268,6 +270,6 @@ def pairs(
         while len(chunks) > 1 and len(prompt) > most_tokens:
             chunks.pop()
             prompt = encode(build(preference.question, chunks))
-        said = [encode(text.replace("<|", "< |") + END) for text in (preference.chosen, preference.rejected)]
+        said = [encode(chat.escape(text) + chat.end) for text in (preference.chosen, preference.rejected)]
         parts.append(row([prompt, prompt], said))
     return joined(parts)

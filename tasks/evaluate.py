@@ -225,11 +225,11 @@ def time_both(arms: dict[str, Arm], scores: dict[str, Scores], golden: Sequence[
 def sound_files(candidate: Release) -> dict[str, str | None]:
     """What must hold before anything is asked: the artifact is the recorded one, the index is whole."""
     from data.store import IndexDamaged, open_index
-    from serving.engine import verify
+    from serving.engine import verify_model
 
     checks: dict[str, str | None] = {"artifact verified": None, "index whole": None}
     try:
-        verify(candidate.model.uri, candidate.model.sha256)
+        verify_model(candidate.model)
     except (ValueError, OSError) as problem:
         checks["artifact verified"] = str(problem)
     try:

@@ -46,28 +46,31 @@ def finetune(
     prompt: Prompt = Prompt(),
     retrieval: Retrieval = Retrieval(),
     training: Training = Training(),
+    base: str | None = None,
 ) -> Model:
     """The tuned model for these inputs, under settings().models/tuned/<key>; a second call reads its record.
 
-    Needs Ray: initialised, or reachable at settings().ray. Interrupted training goes on from its last complete
-    checkpoint. Raises ValueError when there is nothing to train on, or training diverged or changed nothing.
+    `base`: as in serving.engine.bases.find, None for the embedded one; the prompt has to be in its chat format. Needs
+    Ray: initialised, or reachable at settings().ray. Interrupted training goes on from its last complete checkpoint.
+    Raises ValueError when there is nothing to train on, or training diverged or changed nothing.
     """
     import ray
 
-    from serving.engine.models import base_folder, base_model
+    from serving.engine.bases import find
 
-    base = base_model()
+    of = find(base)
     workers = training.workers or settings().training_workers
     if training.rows_per_step < workers:
         raise ValueError(f"{workers} workers share {training.rows_per_step} stretches; raise Training.rows_per_step")
-    key = digest("finetune", CODE, snapshot.id, index.checksum, prompt, retrieval, training, workers, base.sha256)[:24]
+    made_of = (snapshot.id, index.checksum, prompt, retrieval, training, workers, of.model.sha256)
+    key = digest("finetune", CODE, *made_of)[:24]
     target = settings().models / "tuned" / key
     if (target / COMPLETE).exists():
         return read(target)
     work = target.with_name(f".{key}.work")
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "about.json").exists():
-        prepared = training_rows(snapshot, index, prompt, retrieval, training, workers)
+        prepared = training_rows(snapshot, index, prompt, retrieval, training, workers, of.folder)
         save(work, prepared.trained, prepared.held)
         if prepared.pairs is not None:
             save(work / "preferred", prepared.pairs, None)
@@ -78,20 +81,20 @@ def finetune(
     connect()
     name = f"{snapshot.assistant}-{key}"
     with registry.training_run(about) as log, runs.shown("finetune") as show, report.progress("finetune") as draw:
-        adapter = train(work, training, workers, name, (log, show, draw))
+        adapter = train(work, training, workers, name, of.folder, (log, show, draw))
         figures = json.loads((work / "training.json").read_text())
         if (work / "preferred" / "rows.npz").exists():
             how = training.preferring
             second = replace(training, minutes=how.minutes, passes=how.passes, learning_rate=how.learning_rate)
             more = {"start": str(adapter), "flips": about["flips"]}
-            adapter = train(work / "preferred", second, workers, f"{name}-preferred", (show, draw), more)
+            adapter = train(work / "preferred", second, workers, f"{name}-preferred", of.folder, (show, draw), more)
             figures["preferred"] = json.loads((work / "preferred" / "training.json").read_text())
         record = figures | about
         record["cost"] = runs.cost(record, settings().price_cpu_hour, settings().price_gpu_hour)
         (work / "record.json").write_text(json.dumps(record))
         # In a process of its own: merging holds the base in float32 twice, which would stay with the flow to its end
         publishing = ray.remote(num_cpus=0, max_calls=1)(publish)
-        made = ray.get(publishing.remote(adapter, base_folder(), base, target, work))
+        made = ray.get(publishing.remote(adapter, Path(of.folder), of.model, target, work))
     report.training(snapshot.assistant, (target / "README.md").read_text())
     shutil.rmtree(work)
     return made
@@ -107,19 +110,26 @@ def save(work: Path, trained: Rows, held: Rows | None) -> None:
 
 
 def training_rows(
-    snapshot: Snapshot, index: IndexVersion, prompt: Prompt, retrieval: Retrieval, training: Training, workers: int
+    snapshot: Snapshot,
+    index: IndexVersion,
+    prompt: Prompt,
+    retrieval: Retrieval,
+    training: Training,
+    workers: int,
+    base: str,
 ) -> Prepared:
-    """The rows for a run: as many as `workers` could train on in the time budget."""
+    """The rows for a run, in tokens of the model in the folder `base`: as many as could be trained on in the budget."""
     from tokenizers import Tokenizer
 
     from data import snapshots
     from data.embedding import load
     from data.store import open_index
-    from serving.engine.models import base_folder, embedder_folder
+    from serving.chat import chat_format
+    from serving.engine.models import embedder_folder
     from serving.rag import build_prompt, retrieve_many
 
     searched, embedder = open_index(index), load(embedder_folder())
-    encoder = Tokenizer.from_file(str(base_folder() / "tokenizer.json"))
+    encoder, chat = Tokenizer.from_file(str(Path(base) / "tokenizer.json")), chat_format(prompt.chat)
     mixture, seed, how = training.mixture, training.seed, training.preferring
 
     def search(questions):
@@ -133,7 +143,7 @@ def training_rows(
 
     def made_of(bound, passes, tokens):
         planned = contexts(bound, search, retrieval.top_k, mixture, passes, seed)
-        return rows(planned, build, encode, prompt.abstain, mixture, tokens)
+        return rows(planned, build, encode, prompt.abstain, mixture, tokens, chat)
 
     # By section, so that the examples of a chosen section come together and share their context
     chosen = sorted(snapshots.examples(snapshot), key=lambda e: (digest(e.document, e.section, seed), e.question))
@@ -147,7 +157,7 @@ def training_rows(
         checked = made_of(held_bound, 1, max(2000, int(made.lengths.sum()) // CHECKED))
     wanted = snapshots.preferences(snapshot)
     liked = (
-        pairs(wanted, search, build, encode, retrieval.top_k, mixture.most_tokens)
+        pairs(wanted, search, build, encode, retrieval.top_k, mixture.most_tokens, chat)
         if len(wanted) >= how.fewest
         else None
     )
@@ -170,7 +180,9 @@ def hold_out(examples: list, share: float) -> tuple[list, list]:
     return examples[len(held) :], held
 
 
-def train(work: Path, training: Training, workers: int, name: str, watchers=(), more: dict | None = None) -> Path:
+def train(
+    work: Path, training: Training, workers: int, name: str, base: str, watchers=(), more: dict | None = None
+) -> Path:
     """Run `train_loop_per_worker` on `workers` Ray Train workers; the adapter's folder, with training.json beside it.
 
     `work` has to be in reach of every worker. `watchers`: see runs.watched; `more`: joins the loop's config.
@@ -178,12 +190,10 @@ def train(work: Path, training: Training, workers: int, name: str, watchers=(), 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from serving.engine.models import base_folder
-
     if (work / "adapter" / COMPLETE).exists():
         return work / "adapter"
     gpu = settings().training_gpu
-    config = {"work": str(work), "base": str(base_folder()), "training": asdict(training)} | (more or {})
+    config = {"work": str(work), "base": base, "training": asdict(training)} | (more or {})
     config |= {"gpu": gpu, "yields": not gpu}
     with runs.watched(work / "progress.jsonl", watchers):
         TorchTrainer(

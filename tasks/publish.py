@@ -30,40 +30,46 @@ AGREEMENT = 0.9
 def publish(
     adapter: Path, base_weights: Path, base: Model, target: Path, work: Path, template: Path | None = None
 ) -> Model:
-    """Merge `adapter` into the float32 base, export, prove that the file is what it claims, and write its record.
+    """Write the Model record of `adapter`: merged and exported, or kept apart where the base is served by Transformers.
 
-    `work` holds rows.npz and record.json of the training. `target` appears whole or not at all, with the model card and
-    the loss as a picture; `template` as in export_gguf. Raises ValueError when the adapter changed nothing, is not
-    finite, or the file that would be served does not answer as base and adapter do.
+    `work` holds rows.npz and record.json of the training; `template` as in export_gguf, by default the base's own file.
+    Raises ValueError when the adapter is not one of this base, changed nothing, is not finite, or what would be served
+    does not answer as base and adapter do.
     """
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    from serving.engine.export import export_gguf
+    from serving.engine import artifact_sha256
+    from serving.engine.export import export_gguf, load
+    from serving.engine.safety import check_adapter
 
     record = json.loads((work / "record.json").read_text())
-    loaded = AutoModelForCausalLM.from_pretrained(base_weights, dtype=torch.float32, use_safetensors=True)
-    adapted = PeftModel.from_pretrained(loaded, adapter)
-    for name, weight in adapted.named_parameters():
-        if "lora_B" in name and not (torch.isfinite(weight).all() and weight.any()):
-            raise ValueError(f"{name} is zero or not finite: training changed nothing or diverged; look at {work}")
-    prompts = shortest_prompts(Rows.load(work / "rows.npz"), PROMPTS)
-    moved = change(adapted.eval(), prompts[:4])
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
+        weights = signed(adapter, base.base, staging / "adapter")
+        check_adapter(staging / "adapter", base_weights, base.base)
+        adapted = PeftModel.from_pretrained(load(base_weights), staging / "adapter").eval()
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name and not (torch.isfinite(weight).all() and weight.any()):
+                raise ValueError(f"{name} is zero or not finite: training changed nothing or diverged; look at {work}")
+        prompts = shortest_prompts(Rows.load(work / "rows.npz"), PROMPTS)
+        moved, sha256 = change(adapted, prompts[:4]), file_sha256(weights)
         merged = adapted.merge_and_unload()
-        served = export_gguf(merged, staging / GGUF_NAME, template)
-        if (same := unchanged(served, Path(base.uri))) > 0.1:
-            raise ValueError(f"{same:.0%} of the exported matrices equal the base's: the adapter was not merged")
-        weights = shutil.copytree(adapter, staging / "adapter") / "adapter_model.safetensors"
-        made = Model(file_sha256(served), GGUF_NAME, "openvino", base.base, file_sha256(weights), "adapter")
-        encoder = AutoTokenizer.from_pretrained(base_weights)
-        agreed = agreement(merged, replace(made, uri=str(served)), encoder, prompts)
+        if base.engine == "transformers":
+            made = Model(artifact_sha256(base.uri, sha256), base.uri, base.engine, base.base, sha256, "adapter")
+            served = replace(made, adapter_uri=str(weights))
+        else:
+            file = export_gguf(merged, staging / GGUF_NAME, template or Path(base.uri))
+            if (same := unchanged(file, Path(base.uri))) > 0.1:
+                raise ValueError(f"{same:.0%} of the exported matrices equal the base's: the adapter was not merged")
+            made = Model(file_sha256(file), GGUF_NAME, base.engine, base.base, sha256, "adapter")
+            served = replace(made, uri=str(file))
+        agreed = agreement(merged, served, AutoTokenizer.from_pretrained(base_weights), prompts)
         if agreed < AGREEMENT:
             raise ValueError(
-                f"of what the exported file writes, {agreed:.0%} is what base and adapter write: do not serve"
+                f"{agreed:.0%} of what the exported file writes is what base and adapter write; see {work}"
             )
         record["proof"] = {"prompts": len(prompts), "moved": moved, "agreement": agreed, "tolerance": AGREEMENT}
         (staging / "training.json").write_text(json.dumps(record))
@@ -77,6 +83,15 @@ def publish(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return read(target)
+
+
+def signed(adapter: Path, base_sha256: str, target: Path) -> Path:
+    """Copy an adapter to `target`, its description naming the base by sha256; the place of the weights."""
+    target.mkdir()
+    described = json.loads((adapter / "adapter_config.json").read_text())
+    described["base_model_name_or_path"] = f"sha256:{base_sha256}"
+    (target / "adapter_config.json").write_text(json.dumps(described))
+    return Path(shutil.copy(adapter / "adapter_model.safetensors", target))
 
 
 def prices() -> str:
@@ -135,7 +150,8 @@ def agreement(merged, served: Model, encoder, prompts: list[list[int]]) -> float
 def read(folder: Path) -> Model:
     """The Model record of a published folder, with its files' places as they are now."""
     made = json.loads((folder / "model.json").read_text())
-    places = {"uri": str(folder / GGUF_NAME), "adapter_uri": str(folder / "adapter" / "adapter_model.safetensors")}
+    uri = made["uri"] if made["engine"] == "transformers" else str(folder / GGUF_NAME)
+    places = {"uri": uri, "adapter_uri": str(folder / "adapter" / "adapter_model.safetensors")}
     return Model.of(made | places)
 
 

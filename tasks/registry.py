@@ -115,8 +115,10 @@ def record_training(model: Model) -> str | None:
     """
     from mlflow.entities import Metric, RunTag
 
-    folder = Path(model.uri).parent
-    if not model.adapter or not (folder / "training.json").exists():
+    if not model.adapter:
+        return None
+    folder = Path(model.adapter_uri).parent.parent
+    if not (folder / "training.json").exists():  # trained elsewhere
         return None
     record = json.loads((folder / "training.json").read_text())
     client = _client()

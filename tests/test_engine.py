@@ -3,7 +3,9 @@
 import threading
 import time
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from data.records import Decoding, Model, file_sha256
 from serving.engine import artifact_sha256, open_engine, settled, verify
@@ -18,13 +20,13 @@ def test_an_unknown_engine_is_refused_with_the_known_ones():
 
 
 def test_an_altered_file_is_not_opened(tmp_path):
-    weights = tmp_path / "model.gguf"
-    weights.write_bytes(b"one")
+    weights = tmp_path / "model.safetensors"
+    save_file({"w": np.zeros(2, np.float32)}, weights)
     sha = file_sha256(weights)
     verify(str(weights), sha)
-    weights.write_bytes(b"two")
+    save_file({"w": np.ones(2, np.float32)}, weights)
     with pytest.raises(ValueError, match=f"(?s){file_sha256(weights)}.*{sha}"):
-        open_engine(Model(sha, str(weights), "openvino", ""))
+        open_engine(Model(sha, str(weights), "transformers", ""))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pkl", "model.pt", "modeling_custom.py"])

@@ -82,9 +82,24 @@ def test_another_vocabulary_is_refused(place):
         export.export_gguf(model, place / "vocabulary.gguf", place / "template.gguf")
 
 
-def test_a_tensor_llama_does_not_have_is_named():
-    with pytest.raises(KeyError, match=r"q_proj\.bias"):
-        export.gguf_name("model.layers.0.self_attn.q_proj.bias")
+def test_biases_and_norms_of_other_families_have_names():
+    names = export.gguf_names(tiny.model(kind="qwen3").config)
+    assert names.get_name("model.layers.1.self_attn.q_proj.bias", (".bias",)) == "blk.1.attn_q.bias"
+    assert names.get_name("model.layers.0.self_attn.q_norm.weight", (".weight",)) == "blk.0.attn_q_norm.weight"
+
+
+def test_a_tensor_without_a_gguf_name_is_named(place):
+    import torch
+
+    model = tiny.model()
+    model.model.layers[0].register_buffer("odd", torch.zeros(2))
+    with pytest.raises(ValueError, match=r"layers\.0\.odd"):
+        export.export_gguf(model, place / "odd.gguf", place / "template.gguf")
+
+
+def test_a_family_without_an_export_is_refused(place):
+    with pytest.raises(ValueError, match=r"no GGUF export for 'olmo2'.*transformers engine"):
+        export.export_gguf(tiny.model(kind="olmo2"), place / "olmo2.gguf", place / "template.gguf")
 
 
 @pytest.mark.model

@@ -76,13 +76,10 @@ def workers() -> list[int]:
 
 
 @pytest.mark.stack
-def test_a_killed_worker_and_a_lost_node_cost_only_the_steps_since_the_last_checkpoint(base, tmp_path, monkeypatch):
+def test_a_killed_worker_and_a_lost_node_cost_only_the_steps_since_the_last_checkpoint(base, tmp_path):
     import ray
     from ray.cluster_utils import Cluster
 
-    from serving.engine import models
-
-    monkeypatch.setattr(models, "base_folder", lambda: base)
     training = Training(minutes=None, rank=4, learning_rate=0.01, row_tokens=400, checkpoint_s=0.0)
     for name in ("quiet", "harmed"):
         save(tmp_path / name, small_rows(passes=60), None)
@@ -90,9 +87,9 @@ def test_a_killed_worker_and_a_lost_node_cost_only_the_steps_since_the_last_chec
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         ray.init(address=cluster.address, log_to_driver=False)
-        quiet = finetune.train(tmp_path / "quiet", training, 2, "quiet")
+        quiet = finetune.train(tmp_path / "quiet", training, 2, "quiet", str(base))
         seen = tmp_path / "harmed" / "checkpoints"
-        running = threading.Thread(target=finetune.train, args=(tmp_path / "harmed", training, 2, "harmed"))
+        running = threading.Thread(target=finetune.train, args=(tmp_path / "harmed", training, 2, "harmed", str(base)))
         running.start()
         reached(seen, 10)
         os.kill(workers()[0], signal.SIGKILL)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from data.records import Decoding, Generation, Model, digest, file_sha256
+from serving.engine.safety import check_adapter, files
+from serving.engine.weights import check_gguf, check_safetensors
 
 SAFE_SUFFIXES = (".gguf", ".safetensors")
-PICKLED = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
-CODE = (".py", ".so")
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,15 @@ def _transformers(model: Model) -> Engine:
 ENGINES = {"openvino": _openvino, "transformers": _transformers}
 
 
-def artifact_sha256(uri: str | Path) -> str:
-    """The hash a Model record carries: of the file at `uri`, or for a folder of its file names and their hashes."""
+def artifact_sha256(uri: str | Path, adapter: str | None = None) -> str:
+    """The hash a Model record carries: of the file at `uri`, or for a folder of its file names and their hashes.
+
+    With the sha256 of an `adapter` that is served beside it, of both: two adapters on one base are two artifacts.
+    """
     path = Path(uri)
-    if path.is_dir():
-        return digest({str(file.relative_to(path)): file_sha256(file) for file in _files(path)})
-    return file_sha256(path)
+    held = {str(file.relative_to(path)): file_sha256(file) for file in _files(path)} if path.is_dir() else None
+    found = file_sha256(path) if held is None else digest(held)
+    return digest(found, adapter) if adapter else found
 
 
 def open_engine(model: Model) -> Engine:
@@ -75,25 +78,44 @@ def open_engine(model: Model) -> Engine:
     """
     if model.engine not in ENGINES:
         raise ValueError(f"no engine {model.engine!r}; serving.engine.ENGINES has {', '.join(sorted(ENGINES))}")
-    verify(model.uri, model.sha256)
-    if model.adapter_uri and model.engine == "transformers":  # elsewhere the adapter is already merged into the file
-        verify(model.adapter_uri, model.adapter)
+    verify_model(model)
     return ENGINES[model.engine](model)
 
 
-def verify(uri: str, sha256: str) -> None:
-    """Refuse formats that can run code on loading, then compare hashes (invariant 12); about 0.3 s for 145 MB."""
+def verify_model(model: Model) -> None:
+    """`verify` for every file that `model` is served from."""
+    if not (model.adapter_uri and model.engine == "transformers"):  # elsewhere the adapter is merged into the file
+        return verify(model.uri, model.sha256)
+    verify(model.adapter_uri, model.adapter)
+    verify(model.uri, model.sha256, model.adapter)
+    weights = base_sha256(Path(model.uri))
+    if weights != model.base:
+        raise ValueError(f"{model.uri} holds the base {weights}, the adapter was made for {model.base}; use that base")
+    check_adapter(Path(model.adapter_uri).parent, Path(model.uri), model.base)
+
+
+def base_sha256(folder: Path) -> str:
+    """The hash of a base: of its weights file, or of all of them by name."""
+    parts = {file.name: file_sha256(file) for file in _files(folder) if file.suffix == ".safetensors"}
+    return next(iter(parts.values())) if len(parts) == 1 else digest(parts)
+
+
+def verify(uri: str, sha256: str, adapter: str | None = None) -> None:
+    """Refuse formats that can run code on loading, compare hashes, and check the weights' headers (invariant 12).
+
+    `sha256` is that of `artifact_sha256(uri, adapter)`. About 0.5 s for 145 MB.
+    """
     path = Path(uri)
     if not path.exists():
         raise FileNotFoundError(f"{uri} is gone; build the model again, or for the base run serving.engine.models")
-    files = _files(path) if path.is_dir() else [path]
-    for file in files:
-        if file.suffix in PICKLED + CODE:
-            raise ValueError(f"{file} can run code when loaded; only {' and '.join(SAFE_SUFFIXES)} weights are served")
-    if not any(file.suffix in SAFE_SUFFIXES for file in files):
+    held = files(path) if path.is_dir() else {path.name: path}
+    weights = [place for name, place in held.items() if Path(name).suffix in SAFE_SUFFIXES]
+    if not weights:
         raise ValueError(f"{uri} holds no weights; only {' and '.join(SAFE_SUFFIXES)} files are served")
-    if (found := artifact_sha256(path)) != sha256:
+    if (found := artifact_sha256(path, adapter)) != sha256:
         raise ValueError(f"{uri} has sha256 {found}, its record says {sha256}; it was altered, do not serve it")
+    for place in weights:
+        check_gguf(place) if place.suffix == ".gguf" else check_safetensors(place)
 
 
 def _files(folder: Path) -> list[Path]:

