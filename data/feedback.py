@@ -182,11 +182,14 @@ def review_feedback(ledger: Ledger, seq: int, verdict: str, reviewer: str, answe
         c.execute(reviews.update().where(*mine).values(**values, body=body))
 
 
-def ask_reviews(ledger: Ledger, assistant: str, said: Iterable[Said], used: Collection[int] = ()) -> int:
+def ask_reviews(ledger: Ledger, said: Iterable[Said], snapshot: Snapshot) -> int:
     """List the edits that wait for a person, each text on a question once, at most MOST_ASKED open at a time.
 
-    `used`: rows that are trained on already, because users agree. Returns how many were not listed for lack of room.
+    Those that `snapshot` holds wait for nobody: users agree on them. The others are shown with the reason, where the
+    snapshot knows it, why they are not trained on. Returns how many were not listed for lack of room.
     """
+    assistant, used = snapshot.assistant, {row["seq"] for row in snapshots.feedback(snapshot)}
+    reasons = {row["seq"]: f"{row['guard']}: {row['reason']}" for row in snapshots.feedback_left_out(snapshot)}
     known = ledger.rows(_reviews(assistant))
     room = MOST_ASKED - sum(row["state"] == "open" for row in known)
     listed = {int(row["subject"]) for row in known}
@@ -200,6 +203,7 @@ def ask_reviews(ledger: Ledger, assistant: str, said: Iterable[Said], used: Coll
             continue
         texts.add(text)
         body = {"question": one.question, "answer": one.answer, "edit": one.edit, "owner": one.owner}
+        body["why"] = reasons.get(one.seq, "")
         fresh[str(one.seq)] = body | {"places": [[place.document, place.section] for place in one.places]}
     asked = dict(list(fresh.items())[: max(0, room)])
     if asked:

@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
-from data import feedback, snapshots
+from data import feedback
 from data.ledger import Ledger
 from data.records import Decision, IndexVersion, Model, Prompt, Release, Retrieval, Snapshot, Sources, as_json
 from data.requests import RequestLog
@@ -227,7 +227,7 @@ def prepared(sources: Sources) -> Snapshot:
     book, name = ledger(), sources.assistant
     said = feedback.read(book, name, RequestLog(settings().requests))
     snapshot = prepare_snapshot(sources, known_snapshot(name), said)
-    feedback.ask_reviews(book, name, said, {row["seq"] for row in snapshots.feedback(snapshot)})
+    feedback.ask_reviews(book, said, snapshot)
     return snapshot
 
 

@@ -9,9 +9,11 @@ import sqlalchemy as sa
 from data import feedback
 from data.feedback import Place, read, record_training, review_feedback, trained_on, withdraw
 from data.ledger import Ledger, migrate
-from data.records import Model, Snapshot
+from data.records import Model
+from data.snapshots import Writer
 from tests.ledgers import accept, go_live, new_ledger, release
 
+COUNTS = ("documents", "sections", "examples", "golden", "aged", "quarantined", "duplicates", "leaked")
 PLACES = {"c1": Place("a.md", "Trial"), "c2": Place("a.md", "Trial"), "c3": Place("b.md", "Price")}
 
 
@@ -23,6 +25,15 @@ def ledger(tmp_path):
 def add(ledger, assistant="wiki", edit="21 days", rating=-1, user="ann", owner="key-1", **more):
     about = {"question": "How long?", "answer": "9 days", "chunks": ("c1", "c2", "c3")} | more
     return ledger.add_feedback(assistant, release().id, f"r{edit}", rating, edit, None, user, owner, **about)
+
+
+def snapshot(folder, *seqs, name="snap-1", left_out=()):
+    """A snapshot that was trained on feedback `seqs`; of no documents."""
+    writer = Writer(folder)
+    writer.add("feedback", ({"seq": seq, "kind": "example", "item": "i"} for seq in seqs))
+    writer.add("feedback_left_out", left_out)
+    writer.finish("feedback", "feedback_left_out")
+    return writer.close(name, {}, assistant="wiki", **dict.fromkeys(COUNTS, 0))
 
 
 def rows(ledger, assistant="wiki"):
@@ -80,15 +91,16 @@ def test_a_review_that_decides_nothing_is_refused(ledger, seq, verdict, reviewer
     assert not rows(ledger)[0].verdict
 
 
-def test_edits_wait_for_review_once_each_and_only_so_many(ledger, monkeypatch):
+def test_edits_wait_for_review_once_each_and_only_so_many(ledger, tmp_path, monkeypatch):
     for edit in ("21 days", "21 Days", "22 days", None, "23 days", "24 days"):
         add(ledger, edit=edit)
+    made = snapshot(tmp_path, 5, left_out=[{"seq": 3, "guard": "trigger", "reason": "from nowhere"}])
     monkeypatch.setattr(feedback, "MOST_ASKED", 2)
-    ask = lambda: feedback.ask_reviews(ledger, "wiki", rows(ledger), used={5})  # noqa: E731
-    assert ask() == 1 and ask() == 1
-    assert [row["body"]["edit"] for row in ledger.reviews("wiki")] == ["21 days", "22 days"]
+    assert [feedback.ask_reviews(ledger, rows(ledger), made) for _ in range(2)] == [1, 1]
+    waiting = [(row["body"]["edit"], row["body"]["why"]) for row in ledger.reviews("wiki")]
+    assert waiting == [("21 days", ""), ("22 days", "trigger: from nowhere")]
     review_feedback(ledger, 1, "discarded", "eve")
-    assert ask() == 0
+    assert feedback.ask_reviews(ledger, rows(ledger), made) == 0
     assert [row["body"]["edit"] for row in ledger.reviews("wiki")] == ["22 days", "24 days"]
 
 
@@ -115,32 +127,23 @@ def test_a_withdrawal_of_everything_or_of_nothing_known_is_refused(ledger):
     assert not rows(ledger)[0].withdrawn
 
 
-def test_a_forgotten_users_texts_are_gone_everywhere_in_the_ledger(ledger):
+def test_a_forgotten_users_texts_are_gone_everywhere_in_the_ledger(ledger, tmp_path):
     add(ledger, edit="my secret")
     add(ledger, user="bob")
-    feedback.ask_reviews(ledger, "wiki", rows(ledger))
+    feedback.ask_reviews(ledger, rows(ledger), snapshot(tmp_path))
     assert feedback.forget(ledger, "wiki", "ann") == 1
     mine, others = rows(ledger)
     assert mine.withdrawn and mine.edit is None and mine.question == "" and others.edit == "21 days"
     assert "my secret" not in str(ledger.feedback("wiki")) + str(ledger.rows(sa.select(feedback.reviews)))
 
 
-def snapshot(ledger, monkeypatch, *seqs, name="snap-1"):
-    known = {name: [{"seq": seq} for seq in seqs]}
-    earlier = feedback.snapshots.feedback
-    monkeypatch.setattr(
-        feedback.snapshots, "feedback", lambda made: known[made.id] if made.id in known else earlier(made)
-    )
-    return Snapshot(name, "uri", "wiki", *[0] * 8)
-
-
-def test_the_models_trained_on_poisoned_feedback_and_their_releases_are_named(ledger, monkeypatch):
+def test_the_models_trained_on_poisoned_feedback_and_their_releases_are_named(ledger, tmp_path):
     seqs = [add(ledger) for _ in range(3)]
     clean, bad = release(model="a"), release(model="c", index="one")
     bad_again = replace(bad, index=release(index="two").index)
-    record_training(ledger, clean.model, snapshot(ledger, monkeypatch, seqs[0]))
+    record_training(ledger, clean.model, snapshot(tmp_path, seqs[0]))
     for _ in range(2):
-        record_training(ledger, bad.model, snapshot(ledger, monkeypatch, *seqs, name="snap-2"))
+        record_training(ledger, bad.model, snapshot(tmp_path, *seqs, name="snap-2"))
     go_live(ledger, clean)
     accept(ledger, bad)
     go_live(ledger, bad_again)
