@@ -215,7 +215,7 @@ def measure() -> dict:
     untouched = stream(here, None, 0.0)
     clean = choose(untouched.said, here.corpus)
     table = {"clean": result(here, untouched, clean)}
-    loose = Guards(users=1, history=0, history_days=0, user_share=1.0, topic_share=1.0, trigger=10**9)
+    loose = Guards(users=1, history=0, history_days=0, opposed=1.0, user_share=1.0, topic_share=1.0, trigger=10**9)
     open_ = {}
     for attack in ATTACKS:
         for share in SHARES:
@@ -223,7 +223,7 @@ def measure() -> dict:
             table[f"{attack} {share:.0%}"] = result(here, given, clean)
             open_[f"{attack} {share:.0%}"] = result(here, given, clean, loose)
     columns = ("poisoned", "past", "items", "planted", "not_agreed", "honest_kept")
-    print(f"{'':16}" + "".join(f"{name:>12}" for name in (*columns, "planted, open")))
+    print(f"{'':16}" + "".join(f"{name:>12}" for name in (*columns, "no guards")))
     for name, row in table.items():
         wide = open_.get(name, {}).get("planted", "")
         print(f"{name:16}" + "".join(f"{row[column]:>12}" for column in columns) + f"{wide:>12}")

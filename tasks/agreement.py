@@ -154,7 +154,7 @@ def shares(batch: Sequence[Item], known: Known) -> dict[int, str]:
         counts: Counter = Counter()
         stay = []
         for asked in kept:
-            over = next((name for name, who in sorted(due[asked]) if counts[name, who] >= most[name]), None)
+            over = next((name for name, who in sorted(due[asked], key=str) if counts[name, who] >= most[name]), None)
             if over is None:
                 counts.update(due[asked])
                 stay.append(asked)
