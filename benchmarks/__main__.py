@@ -19,6 +19,7 @@ FIGURES = {
     "query-latency": "benchmarks.query_latency",
     "prepare-scaling": "benchmarks.prepare_scaling",
     "index-debris": "benchmarks.index_debris",
+    "feedback-guards": "benchmarks.feedback_guards",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,11 +314,20 @@ class Ledger:
         edit: str | None = None,
         comment: str | None = None,
         user: str | None = None,
+        owner: str | None = None,
+        question: str | None = None,
+        answer: str | None = None,
+        chunks: Sequence[str] = (),
     ) -> int:
-        """Append what a person said about an answer (rating: 1 or -1). Nothing acts on it directly (invariant 11)."""
+        """Append what a person said about an answer (rating: 1 or -1). Nothing acts on it directly (invariant 11).
+
+        `owner`: whose key it came with, None without one; `user` only subdivides within a key. Question, answer and
+        chunk ids are those of the request log, which forgets sooner than feedback may be used.
+        """
         row = {"assistant": assistant, "release": release, "response": response_id, "rating": rating, "edit": edit}
+        row |= {"comment": comment, "user": user, "owner": owner, "question": question, "answer": answer}
         with self.write() as c:
-            said = feedback.insert().values(**row, comment=comment, user=user, at=time.time())
+            said = feedback.insert().values(**row, chunks=list(chunks), at=time.time())
             return c.execute(said).inserted_primary_key[0]
 
     def feedback(self, name: str, after: int = 0) -> list[dict]:

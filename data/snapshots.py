@@ -18,10 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import cleaning
-from data.records import Document, Example, GoldenQuestion, Quarantined, Section, Snapshot, as_json, digest, file_sha256
+from data.records import (
+    Document,
+    Example,
+    GoldenQuestion,
+    Preference,
+    Quarantined,
+    Section,
+    Snapshot,
+    as_json,
+    digest,
+    file_sha256,
+)
 
 # Part of every snapshot id: raise it when the same sources would give another snapshot.
-VERSION = "snapshot-2"
+VERSION = "snapshot-3"
 ROWS_IN_MEMORY = 4096
 # The `source` of quarantine rows that belong to no source file; it sorts behind every file name.
 NO_FILE = "\uffff"
@@ -45,12 +56,16 @@ SCHEMAS = {
     "given": _schema("source question document section", _ANSWERS),
     "quarantine": _schema("source file place reason"),
     "furniture": _schema("", ("line", pa.int64())),
-    "examples": _schema("question document section", _ANSWERS),
+    "examples": _schema("question document section origin", _ANSWERS),
+    "preferences": _schema("id question chosen rejected document section", ("feedback", pa.list_(pa.int64()))),
+    "feedback": _schema("kind item", ("seq", pa.int64())),
+    "feedback_left_out": _schema("guard reason", ("seq", pa.int64())),
     "golden": _schema("id question document section section_hash state", _ANSWERS),
     "left_out": _schema("id question document section reason", _ANSWERS),
     "reviews": _schema("id question document section old new", _ANSWERS),
 }
-"""Columns of each table. `dropped` names the document kept instead ('' none), `reason` says why one is left out."""
+"""Columns of each table. `dropped` names the document kept instead ('' none), `reason` says why one is left out;
+`origin` is 'given' or 'feedback'; `feedback` says which row went into which example or preference."""
 
 
 class Writer:
@@ -211,8 +226,26 @@ def _young(path: Path) -> bool:
 
 
 def examples(snapshot: Snapshot) -> list[Example]:
-    """Training examples: none is golden, a near-duplicate of a golden question, or about a held-out document."""
-    return [Example.of(row) for row in rows(snapshot, "examples")]
+    """Training examples: none is golden, a near-duplicate of a golden question, or about a held-out document.
+
+    Those that were made from feedback are among them; `feedback` says which, and from what.
+    """
+    return [Example.of({k: v for k, v in row.items() if k != "origin"}) for row in rows(snapshot, "examples")]
+
+
+def preferences(snapshot: Snapshot) -> list[Preference]:
+    """Pairs of answers of which people prefer one; `snapshot.flip_rate` says how often a vote is wrong."""
+    return [Preference.of({k: v for k, v in row.items() if k != "id"}) for row in rows(snapshot, "preferences")]
+
+
+def feedback(snapshot: Snapshot) -> list[dict]:
+    """Which feedback went into what: seq, kind ('example' or 'preference'), item (the id of it)."""
+    return rows(snapshot, "feedback")
+
+
+def feedback_left_out(snapshot: Snapshot) -> list[dict]:
+    """The other feedback there was when the snapshot was made: seq, guard, reason. No part of the snapshot's id."""
+    return rows(snapshot, "feedback_left_out")
 
 
 def golden(snapshot: Snapshot) -> list[GoldenQuestion]:

@@ -82,6 +82,10 @@ feedback = sa.Table(
     sa.Column("comment", sa.Text),
     sa.Column("user", sa.String),
     sa.Column("at", sa.Float),
+    sa.Column("owner", sa.String),
+    sa.Column("question", sa.Text),
+    sa.Column("answer", sa.Text),
+    sa.Column("chunks", sa.JSON),
 )
 reviews = sa.Table(
     "reviews",
@@ -93,7 +97,31 @@ reviews = sa.Table(
     sa.Column("body", sa.JSON),
     sa.Column("state", sa.String),
     sa.Column("at", sa.Float),
+    sa.Column("verdict", sa.String),
+    sa.Column("reviewer", sa.String),
+    sa.Column("answer", sa.Text),
+    sa.Column("settled_at", sa.Float),
     sa.UniqueConstraint("assistant", "kind", "subject"),
+)
+withdrawals = sa.Table(
+    "withdrawals",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("assistant", sa.String, index=True),
+    sa.Column("feedback", sa.JSON),
+    sa.Column("reason", sa.Text),
+    sa.Column("by", sa.String),
+    sa.Column("at", sa.Float),
+)
+trainings = sa.Table(
+    "trainings",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("assistant", sa.String, index=True),
+    sa.Column("model", sa.String, index=True),
+    sa.Column("snapshot", sa.String),
+    sa.Column("feedback", sa.JSON),
+    sa.Column("at", sa.Float),
 )
 tombstones = sa.Table(
     "tombstones",

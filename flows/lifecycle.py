@@ -13,8 +13,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
+from data import feedback
 from data.ledger import Ledger
-from data.records import Decision, IndexVersion, Prompt, Release, Retrieval, Snapshot, Sources, as_json
+from data.records import Decision, IndexVersion, Model, Prompt, Release, Retrieval, Snapshot, Sources, as_json
+from data.requests import RequestLog
 from serving.engine.models import base_model
 from settings import settings
 from tasks import deploy, evaluate, finetune, index, prepare, registry, remedy, report
@@ -61,7 +63,7 @@ def lifecycle(
 ) -> Decision:
     """From documents and examples to a released assistant: the untuned base first, then the tuned candidate."""
     name = sources.assistant
-    snapshot = prepare_snapshot(sources, known_snapshot(name))
+    snapshot = prepared(sources)
     version = index_snapshot(sources, snapshot)
     live, _ = live_pointer(name)
     if live is None:
@@ -72,7 +74,7 @@ def lifecycle(
     elif not snapshot.examples:
         return named(release_candidate(replace(live, index=version), "reindex", snapshot, gates))
     model = finetune_model(snapshot, version, prompt, retrieval, training)
-    snapshot, version = prepare_and_index(name)  # documents may have changed while it trained
+    snapshot, version = prepare_and_index(name, (model, snapshot))  # documents may have changed while it trained
     tuned = Release(name, model, version, prompt, retrieval)
     return named(release_candidate(tuned, "tuned", snapshot, gates))
 
@@ -134,7 +136,8 @@ def retrain(
         snapshot, version = prepare_and_index(claim.assistant)
         live, _ = live_pointer(claim.assistant)
         model = finetune_model(snapshot, version, live.prompt, live.retrieval, training)
-        snapshot, version = prepare_and_index(claim.assistant)  # documents may have changed while it trained
+        # documents may have changed while it trained
+        snapshot, version = prepare_and_index(claim.assistant, (model, snapshot))
         live, _ = live_pointer(claim.assistant)
         decision = release_candidate(replace(live, model=model, index=version), "tuned", snapshot, gates)
         conclude(claim, decision)
@@ -219,12 +222,26 @@ def live_pointer(name: str) -> tuple[Release | None, int]:
     return routing.live, routing.live_seq
 
 
-def prepare_and_index(assistant: str) -> tuple[Snapshot, IndexVersion]:
-    """A fresh snapshot and index version of a known assistant; deleted text is out of reach before the gate."""
+def prepared(sources: Sources) -> Snapshot:
+    """A snapshot of the sources and of what people said; edits that only a person can settle are listed for review."""
+    book, name = ledger(), sources.assistant
+    said = feedback.read(book, name, RequestLog(settings().requests))
+    snapshot = prepare_snapshot(sources, known_snapshot(name), said)
+    feedback.ask_reviews(book, said, snapshot)
+    return snapshot
+
+
+def prepare_and_index(assistant: str, trained: tuple[Model, Snapshot] | None = None) -> tuple[Snapshot, IndexVersion]:
+    """A fresh snapshot and index version of a known assistant; deleted text is out of reach before the gate.
+
+    `trained`: the model that comes from the snapshot before, whose feedback is put on record.
+    """
+    if trained:
+        feedback.record_training(ledger(), *trained)
     if live := live_pointer(assistant)[0]:
         index.repair(ledger(), live)
     sources = Sources.of(ledger().assistant(assistant)["sources"])
-    snapshot = prepare_snapshot(sources, known_snapshot(assistant))
+    snapshot = prepared(sources)
     return snapshot, index_snapshot(sources, snapshot)
 
 

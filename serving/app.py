@@ -34,6 +34,8 @@ log = logging.getLogger("perennial.endpoint")
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z", re.ASCII)
 BODY_TIMEOUT_S = 15.0
 SOURCES = ("smoke", "canary", "probe")
+KEY_OWNER = "api_key"
+"""Who owns the one key of the settings. Everyone who holds it is one voice among those that give feedback."""
 
 
 class FeedbackRequest(BaseModel):
@@ -143,8 +145,11 @@ def create_app(
                 message = f"No answer with id {said.response_id[:80]!r} is in the request log"
                 raise Refused(404, message, param="response_id", code="response_not_found")
             about, user = (row["assistant"], row["release"], said.response_id), said.user or row["user"]
+            # An edit may become a training text, like a document: what an organisation publishes on purpose stays
+            edit = redact(said.edit, public=True).text if said.edit else None
             comment = redact(said.comment).text if said.comment else None
-            await asyncio.to_thread(add_feedback, *about, said.rating, said.edit, comment, user)
+            whose = (user, request.state.owner, row["question"], row["answer"], row["chunks"] or ())
+            await asyncio.to_thread(add_feedback, *about, said.rating, edit, comment, *whose)
         except SQLAlchemyError as error:
             message = "The feedback could not be stored; send it again"
             raise Refused(503, message, "server_error", code="ledger_unavailable", retry_after=5) from error
@@ -270,7 +275,10 @@ def refusal(error: Refused) -> JSONResponse:
 
 
 class Door:
-    """ASGI middleware: the key on every route, known or not, and an `x-request-id` on every answer."""
+    """ASGI middleware: the key on every route, known or not, and an `x-request-id` on every answer.
+
+    What comes through has the owner of its key in `state.owner`, None where no key is asked for.
+    """
 
     def __init__(self, app, api_key: str | None):
         self.app, self.throttle = app, guard.Throttle()
@@ -284,7 +292,7 @@ class Door:
         headers = dict(scope["headers"])
         asked = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = asked if REQUEST_ID.match(asked) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, owner=KEY_OWNER if self.expected else None)
 
         async def named(message):
             if message["type"] == "http.response.start":

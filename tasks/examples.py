@@ -9,8 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from data import formats, snapshots
+from data.feedback import Said
 from data.records import Example, GoldenQuestion, Quarantined, Snapshot, Sources, as_json
+from tasks import agreement
+from tasks.agreement import OUTDATED, Chosen
 from tasks.golden import Corpus, age, bind, hold_out, leaks, to_golden, unit
+from tasks.guards import Guards
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,25 @@ class Sorted:
 
 @dataclass(frozen=True)
 class Found:
-    """Rows of the tables examples, golden, left_out, reviews, quarantine; how many examples were golden or nearly."""
+    """Rows of the tables from examples to quarantine, how many examples were golden or nearly, what feedback added."""
 
     tables: dict[str, list[dict]]
     leaked: int
+    chosen: Chosen
 
 
 def sort_out(
-    sources: Sources, made: Sorted, previous: Snapshot | None, redacted: Callable[[Example], Example]
+    sources: Sources,
+    made: Sorted,
+    previous: Snapshot | None,
+    redacted: Callable[[Example], Example],
+    said: Sequence[Said] = (),
+    guards: Guards = Guards(),
 ) -> Found:
-    """The examples of the sources bound to sections, held out as golden, or left out with the reason."""
+    """The examples of the sources bound to sections, held out as golden, or left out with the reason.
+
+    What people said joins last, when it is settled what is golden: it can never become part of that.
+    """
     given = [
         Example.of({name: row[name] for name in ("question", "answers", "document", "section")})
         for row in snapshots.stream(made.folder, "given")
@@ -57,6 +70,7 @@ def sort_out(
         asked = [redacted(example) for example in asked]
         quarantined += refused
     named = {example.document for example in (*given, *(asked or ()))} | {q.document or None for q in before}
+    named |= _named(said, made)
     corpus, old = _corpus(made, named), _old(previous, named - {None})
     training, refused = _bound(given, corpus, sources.examples or sources.documents)
     quarantined += refused
@@ -69,15 +83,26 @@ def sort_out(
         # Held out by design: golden, neither leaked nor left out.
         held = {question.id for question in kept}
         training = [example for example in training if example.id not in held]
-    trained, out, leaked = _trained(training, kept, corpus, old, snapshots.left_out(previous) if previous else [])
-    tables = {
-        "examples": [as_json(example) for example in trained],
+    outdated = _outdated(corpus, old, snapshots.left_out(previous) if previous else [])
+    trained, out, leaked = _trained(training, kept, corpus, outdated)
+    chosen = agreement.choose(said, corpus, kept, trained, guards, outdated)
+    out += [_left(example, OUTDATED) for example in chosen.outdated]
+    joined = [("given", example) for example in trained] + [("feedback", example) for example in chosen.examples]
+    tables = agreement.tables(chosen) | {
+        "examples": [as_json(example) | {"origin": origin} for origin, example in joined],
         "golden": [as_json(question) for question in kept],
         "quarantine": [as_json(row) | {"source": snapshots.NO_FILE} for row in quarantined],
         "left_out": out,
         "reviews": aged,
     }
-    return Found(tables, leaked)
+    return Found(tables, leaked, chosen)
+
+
+def _named(said: Sequence[Said], made: Sorted) -> set[str | None]:
+    """The documents that feedback is about; None, for all, where a reviewer's answer may stand in any."""
+    aliases, ids = made.aliases(), made.ids()
+    shown = {aliases.get(place.document, place.document) for one in said for place in one.places}
+    return (shown & ids) | {None for one in said if one.reviewed}
 
 
 def _corpus(made: Sorted, named: set[str | None]) -> Corpus:
@@ -143,14 +168,28 @@ def _golden(
     return sorted(kept.values(), key=lambda question: question.id), aged, refused
 
 
+def _outdated(corpus: Corpus, old: Corpus, before: Sequence[dict]) -> Callable[[Example], bool]:
+    """Whether an example's answer is gone from the section it was bound to: now, or before (rows left out then)."""
+    gone = {(row["id"], tuple(row["answers"])) for row in before if row["reason"].startswith("outdated")}
+
+    def outdated(example: Example) -> bool:
+        return corpus.lost(example, old) or (
+            (example.id, example.answers) in gone and not corpus.holds(example.document, example.section, example)
+        )
+
+    return outdated
+
+
 def _trained(
-    training: Sequence[Example], kept: Sequence[GoldenQuestion], corpus: Corpus, old: Corpus, before: Sequence[dict]
+    training: Sequence[Example],
+    kept: Sequence[GoldenQuestion],
+    corpus: Corpus,
+    outdated: Callable[[Example], bool],
 ) -> tuple[list[Example], list[dict], int]:
     """(examples to train on, rows of the others with the reason, how many of those were golden or nearly)."""
     held = {unit(question.document, question.section, corpus) for question in kept if question.document}
     ids = {question.id for question in kept}
     near = leaks([example.question for example in training], [question.question for question in kept])
-    outdated = {(row["id"], tuple(row["answers"])) for row in before if row["reason"].startswith("outdated")}
     trained, out, leaked = [], [], 0
     for number, example in enumerate(training):
         if example.id in ids or number in near:
@@ -158,15 +197,17 @@ def _trained(
             leaked += 1
         elif example.document and unit(example.document, example.section, corpus) in held:
             reason = "about a source that golden questions are about"
-        elif corpus.lost(example, old) or (
-            (example.id, example.answers) in outdated and not corpus.holds(example.document, example.section, example)
-        ):
-            reason = "outdated: its answer is no longer in the section it was bound to"
+        elif outdated(example):
+            reason = OUTDATED
         else:
             trained.append(example)
             continue
-        out.append(as_json(example) | {"id": example.id, "reason": reason})
+        out.append(_left(example, reason))
     return trained, out, leaked
+
+
+def _left(example: Example, reason: str) -> dict:
+    return as_json(example) | {"id": example.id, "reason": reason}
 
 
 def _refused(source: str, example: Example, reason: str) -> Quarantined:

@@ -162,8 +162,8 @@ def training_rows(
         else None
     )
     about = {"examples": len(bound), "held": len(held), "lost": lost, "contexts": len(made.lengths)}
-    about |= {"preferences": len(wanted) if liked else 0, "flips": snapshots.flip_rate(snapshot)}
-    about["feedback"] = snapshots.feedback(snapshot)
+    about |= {"preferences": len(wanted) if liked else 0, "flips": snapshot.flip_rate}
+    about["feedback"] = sorted({row["seq"] for row in snapshots.feedback(snapshot)})
     left = f"; {lost} left out, no passage holds their answers" if lost else ""
     print(f"finetune: {len(bound)} examples, {len(made.lengths)} contexts of {made.lengths.mean():.0f} tokens{left}")
     return Prepared(made, checked, liked, about)

@@ -192,6 +192,41 @@ def leaks(training: Sequence[str], golden: Sequence[str]) -> dict[int, str]:
     return found
 
 
+def clusters(questions: Sequence[str]) -> list[int]:
+    """For each question the position of the first in its cluster: those that are nearly the same as in `leaks`, also
+    through others between them. For counting what is said on a question, not for telling which answer belongs to it.
+    """
+    import numpy as np
+    from rapidfuzz import fuzz, process
+
+    first: dict[str, int] = {}
+    for position, question in enumerate(questions):
+        first.setdefault(_words(question), position)
+    texts = list(first)
+    groups: dict[frozenset[str], list[int]] = defaultdict(list)
+    for row, text in enumerate(texts):
+        groups[_codes(text)].append(row)
+    parent = list(range(len(texts)))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = row = parent[parent[row]]
+        return row
+
+    for rows in groups.values():
+        some = [texts[row] for row in rows]
+        for start in range(0, len(some), 4096):
+            part = some[start : start + 4096]
+            same = np.zeros((len(part), len(some)), bool)
+            for scorer in (fuzz.token_sort_ratio, fuzz.ratio):
+                same |= process.cdist(part, some, scorer=scorer, score_cutoff=NEAR_DUPLICATE, dtype=np.uint8) > 0
+            for one, other in np.argwhere(same):
+                low, high = sorted((root(rows[start + int(one)]), root(rows[int(other)])))
+                parent[high] = low
+    place = {text: first[texts[root(row)]] for row, text in enumerate(texts)}
+    return [place[_words(question)] for question in questions]
+
+
 def _few_per_section(examples: Sequence[Example]) -> list[Example]:
     taken: dict[str | None, int] = defaultdict(int)
     few = []

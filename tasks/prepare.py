@@ -11,12 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data import cleaning, copies, formats, redaction, snapshots
+from data.feedback import Said
 from data.formats import File
 from data.readers import Read
 from data.records import Cleaning, Document, Example, Snapshot, Sources, as_json, digest
@@ -24,6 +26,7 @@ from data.snapshots import NO_FILE, VERSION, Writer
 from settings import settings
 from tasks import examples
 from tasks.cluster import has_ray
+from tasks.guards import Guards
 
 # More files than this are read on Ray, where the work is seen, spread, and a lost worker is replaced.
 MOST_IN_PROCESS = 2000
@@ -31,24 +34,28 @@ FILES_A_BATCH = 1024
 SECOND = "a second document with this id"
 
 
-def prepare(sources: Sources, previous: Snapshot | None = None) -> Snapshot:
-    """Reads the sources and returns their snapshot; the same sources and `previous` again are a read.
+def prepare(
+    sources: Sources, previous: Snapshot | None = None, said: Sequence[Said] = (), guards: Guards = Guards()
+) -> Snapshot:
+    """Reads the sources and returns their snapshot; the same sources, `previous` and feedback again are a read.
 
     `previous` is the snapshot of the release that is live: what did not change is taken from it, golden questions keep
     their binding and age against it, a held-out set stays held out, and training examples whose answer was edited away
-    are left out. The id is a hash of content, so sources that changed nothing give the snapshot there already is.
+    are left out. `said` is the assistant's feedback (data.feedback.read): what `guards` let through becomes examples
+    and preferences. The id is a hash of content, so sources and feedback that changed nothing give the snapshot there
+    already is.
     Raises FileNotFoundError for a path with nothing at it, ValueError when no document could be read.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", sources.assistant):
         raise ValueError(f"assistant {sources.assistant!r}: use letters, digits, '-', '_' and '.', at most 63")
     folder = settings().snapshots / sources.assistant
     listed = formats.listed(sources.documents)
-    memo = folder / "inputs" / inputs_key(sources, listed, previous)
+    memo = folder / "inputs" / inputs_key(sources, listed, previous, said, guards)
     if memo.is_file() and (done := snapshots.complete(folder / memo.read_text())):
         return done
     writer = Writer(folder)
     try:
-        snapshot = _prepared(writer, sources, listed, previous)
+        snapshot = _prepared(writer, sources, listed, previous, said, guards)
     finally:
         writer.discard()
     memo.parent.mkdir(parents=True, exist_ok=True)
@@ -56,14 +63,28 @@ def prepare(sources: Sources, previous: Snapshot | None = None) -> Snapshot:
     return snapshot
 
 
-def inputs_key(sources: Sources, listed: Sequence[File], previous: Snapshot | None) -> str:
-    """Hash of the names and bytes of every source file, of the previous snapshot, the filters and this code."""
+def inputs_key(
+    sources: Sources,
+    listed: Sequence[File],
+    previous: Snapshot | None,
+    said: Sequence[Said] = (),
+    guards: Guards = Guards(),
+) -> str:
+    """Hash of the names and bytes of every source file, the previous snapshot, the filters, feedback and this code."""
     more = [formats.listed(path) for path in (sources.examples, sources.golden) if path]
     names = [[(file.name, file.identity) for file in files] for files in (listed, *more)]
-    return digest(VERSION, sources, names, previous.id if previous else None)[:32]
+    heard = [said, guards] if said else []
+    return digest(VERSION, sources, names, previous.id if previous else None, heard)[:32]
 
 
-def _prepared(writer: Writer, sources: Sources, listed: Sequence[File], previous: Snapshot | None) -> Snapshot:
+def _prepared(
+    writer: Writer,
+    sources: Sources,
+    listed: Sequence[File],
+    previous: Snapshot | None,
+    said: Sequence[Said],
+    guards: Guards,
+) -> Snapshot:
     """Writes every table; returns the snapshot, or the equal one that there already is."""
     made_by = {"code": VERSION, "cleaning": as_json(sources.cleaning)}
     held = previous if previous and snapshots.made_by(previous) == made_by else None
@@ -85,14 +106,20 @@ def _prepared(writer: Writer, sources: Sources, listed: Sequence[File], previous
         reasons = "; ".join(f"{row['file']}: {row['reason']}" for row in bad[:3])
         raise ValueError(f"no document could be read under {sources.documents!r} ({reasons}); nothing was changed")
     corpus = examples.Sorted(writer.part, kept)
-    found = examples.sort_out(sources, corpus, previous, lambda example: _redacted(example, sources.cleaning))
+    redacted = partial(_redacted, chosen=sources.cleaning)
+    found = examples.sort_out(sources, corpus, previous, redacted, said, guards)
+    if said:
+        print(f"prepare: {found.chosen}")
     for name, rows in found.tables.items():
         writer.add(name, rows)
-    writer.finish("quarantine", "examples", "golden", "left_out", "reviews")
+    writer.finish("quarantine", *(name for name in found.tables if name != "quarantine"))
     quarantined = [tuple(row.values()) for row in snapshots.stream(writer.part, "quarantine")]
     content = [chosen[name].to_pylist() for name in ("document", "hash")]
-    tables = {name: rows for name, rows in found.tables.items() if name != "quarantine"}
-    snapshot_id = "snap-" + digest(made_by, sources.assistant, content, sorted(furniture), tables, quarantined)[:20]
+    # A vote that nothing is trained on makes no other snapshot, and so no other adapter
+    tables = {name: rows for name, rows in found.tables.items() if name not in ("quarantine", "feedback_left_out")}
+    rate = found.chosen.flip_rate if tables["preferences"] else 0.0
+    parts = (made_by, sources.assistant, content, sorted(furniture), tables, quarantined, rate)
+    snapshot_id = "snap-" + digest(*parts)[:20]
     if done := snapshots.complete(writer.folder / snapshot_id):
         return done
     reasons = Counter(reason.split(" ")[0] for reason in kept["reason"].to_pylist())
@@ -112,6 +139,9 @@ def _prepared(writer: Writer, sources: Sources, listed: Sequence[File], previous
         unfit=reasons["unfit:"],
         redacted=sum(sum(json.loads(text).values()) for text in chosen["redacted"].to_pylist()),
         furniture=len(furniture),
+        preferences=len(tables["preferences"]),
+        feedback=found.chosen.rows,
+        flip_rate=rate,
     )
 
 

@@ -370,11 +370,30 @@ def test_health_and_metrics_answer(stack):
     assert 'perennial_errors_total{status="400"} 1.0' in text and "perennial_in_flight 0.0" in text
 
 
-def test_feedback_is_stored_with_the_release_that_answered(stack):
+def test_feedback_is_stored_with_the_release_that_answered_and_what_it_was_about(stack):
     response = stack.chat(user="ann").json()["id"]
     said = {"response_id": response, "rating": -1, "edit": "10 a.m.", "comment": "mail me: a@b.org"}
     assert stack.call("/v1/feedback", **said).json()["recorded"] is True
-    assert stack.feedback == [("helpdesk", LIVE.id, response, -1, "10 a.m.", "mail me: [email]", "ann")]
+    about = ("When does Lyon open?", "9 a.m. on weekdays", ("c1", "c2"))
+    (stored,) = stack.feedback
+    assert stored[:-1] == ("helpdesk", LIVE.id, response, -1, "10 a.m.", "mail me: [email]", "ann", None, *about[:2])
+    assert tuple(stored[-1]) == about[2]
+
+
+def test_an_edit_is_stored_without_personal_data_but_with_what_an_organisation_publishes(stack):
+    response = stack.chat().json()["id"]
+    edit = "Ask ann.berg@example-mail.com or support@example-mail.com"
+    stack.call("/v1/feedback", response_id=response, edit=edit)
+    assert stack.feedback[0][4] == "Ask [email] or support@example-mail.com"
+
+
+def test_feedback_with_the_key_belongs_to_its_owner_whatever_user_it_names(tmp_path):
+    stack = Stack(tmp_path, api_key="right")
+    right = {"authorization": "Bearer right"}
+    response = stack.chat(headers=right).json()["id"]
+    for user in ("ann", "bob"):
+        stack.call("/v1/feedback", headers=right, response_id=response, rating=1, user=user)
+    assert [(said[6], said[7]) for said in stack.feedback] == [("ann", "api_key"), ("bob", "api_key")]
 
 
 @pytest.mark.parametrize("said", [{"rating": 5}, {"rating": True}, {}, {"rating": 1, "colour": "red"}])

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from data.records import Document, Example, Section
-from tasks.golden import Corpus, age, bind, hold_out, leaks, to_golden
+from tasks.golden import Corpus, age, bind, clusters, hold_out, leaks, to_golden
 
 
 def corpus(aliases=None, **texts):
@@ -170,3 +170,9 @@ def test_a_near_duplicate_of_a_golden_question_is_a_leak(question):
 )
 def test_another_question_is_no_leak(question):
     assert leaks([question], GOLDEN) == {}
+
+
+def test_questions_form_clusters_by_the_same_rule_and_codes_keep_them_apart():
+    asked = ["How long is the trial?", "how long is the trial", "What is QB-217?", "What is QB-271?", "Who is Ann?"]
+    assert clusters(asked) == [0, 0, 2, 3, 4]
+    assert clusters([]) == []

@@ -8,7 +8,8 @@ import pytest
 
 import settings
 from data import formats, snapshots
-from data.records import Cleaning, Sources
+from data.feedback import Place, Said
+from data.records import Cleaning, Example, Preference, Sources
 from data.snapshots import VERSION
 from data.sources import listed
 from tasks import prepare
@@ -47,13 +48,21 @@ class Handbook:
         held = str(self.folder / "golden.jsonl") if golden else None
         return Sources("handbook", str(self.folder / "docs"), str(self.folder / "pairs.jsonl"), held)
 
-    def prepare(self, previous=None, golden=True):
-        return prepare.prepare(self.sources(golden), previous)
+    def prepare(self, previous=None, golden=True, said=()):
+        return prepare.prepare(self.sources(golden), previous, said)
 
 
 @pytest.fixture
 def handbook(tmp_path):
     return Handbook(tmp_path)
+
+
+def edited(seq, number, owner="", answer="9 units", asked="How high is the limit of", **more):
+    """A reviewed edit of an answer about page `number`, or an established user's."""
+    verdict = {} if owner else {"verdict": "accepted", "reviewer": "eve"}
+    place = (Place(f"d{number}.md", "Limit"),)
+    text = more.pop("edit", f"{number + 100} units")
+    return Said(seq, seq * 86_400.0, owner, f"{asked} item {number}?", answer, -1, text, place, **verdict | more)
 
 
 def reasons(snapshot):
@@ -285,3 +294,67 @@ def test_labels_reach_the_documents_and_a_broken_label_keeps_one_out(handbook):
     (pay,) = [document for document in snapshots.documents(made) if document.title == "Pay"]
     assert (pay.access, pay.tenant, pay.language) == ("hr", "acme", "en")
     assert [row.file for row in snapshots.quarantine(made)] == ["bad.md"]
+
+
+# --- feedback ---------------------------------------------------------------------------------
+
+
+def test_feedback_joins_the_examples_and_makes_preferences_with_their_lineage(handbook):
+    plain, made = handbook.prepare(), handbook.prepare(said=[edited(1, 40), edited(2, 41, withdrawn="by ops: spam")])
+    asked = "How high is the limit of item 40?"
+    assert (made.examples, made.preferences, made.feedback) == (61, 1, 1) and made.id != plain.id
+    example = Example(asked, ("140 units",), "d40.md", "Limit")
+    assert example in snapshots.examples(made)
+    assert [row["origin"] for row in snapshots.rows(made, "examples")].count("feedback") == 1
+    (pair,) = snapshots.preferences(made)
+    assert pair == Preference(asked, "140 units", "9 units", "d40.md", "Limit", (1,))
+    assert snapshots.feedback(made) == [
+        {"kind": "example", "item": example.id, "seq": 1},
+        {"kind": "preference", "item": pair.id, "seq": 1},
+    ]
+    (out,) = snapshots.feedback_left_out(made)
+    assert (out["seq"], out["guard"], out["reason"]) == (2, "withdrawn", "withdrawn by ops: spam")
+    assert made.flip_rate == 0.1 and plain.flip_rate == 0.0
+
+
+def test_feedback_taken_out_gives_the_snapshot_that_was_without_it_and_says_so(handbook, capsys):
+    rows = [edited(1, 40), edited(2, 41)]
+    both, one = handbook.prepare(said=rows), handbook.prepare(said=rows[:1])
+    without = handbook.prepare(both, said=[rows[0], replace(rows[1], withdrawn="by ops: poisoned")])
+    assert without.id == one.id != both.id
+    assert "1 withdrawn" in capsys.readouterr().out
+
+
+def test_votes_that_nothing_is_trained_on_make_no_other_snapshot(handbook):
+    made = handbook.prepare(said=[edited(1, 40)])
+    assert handbook.prepare(said=[edited(1, 40), edited(2, 50, "ann"), edited(3, 51, None, verdict="")]) == made
+
+
+@pytest.mark.parametrize("golden", [True, False])
+def test_the_golden_set_is_the_same_whatever_is_said(handbook, golden):
+    handbook.pairs += handbook.held
+    rows = [edited(seq, seq, asked="What is the limit of") for seq in range(1, 80)]
+    rows += [edited(seq + 100, seq, asked="Please, what may be the limit of") for seq in range(1, 80)]
+    plain, made = handbook.prepare(golden=golden), handbook.prepare(golden=golden, said=rows)
+    assert made.feedback and snapshots.golden(made) == snapshots.golden(plain)
+    held = {question.document for question in snapshots.golden(made)}
+    trained = [e.document for e in snapshots.examples(made)] + [p.document for p in snapshots.preferences(made)]
+    assert not held & set(trained)
+
+
+def test_a_golden_question_is_never_learned_from_feedback_not_even_reviewed(handbook):
+    rows = [edited(1, 3, asked="what is the limit, of"), edited(2, 3, asked="Tell me about")]
+    made = handbook.prepare(said=rows)
+    assert (made.feedback, made.preferences) == (0, 0)
+    assert [row["guard"] for row in snapshots.feedback_left_out(made)] == ["golden", "held out"]
+
+
+def test_an_accepted_edit_is_left_out_when_its_fact_is_edited_and_stays_out(handbook):
+    first = handbook.prepare(said=[edited(1, 40)])
+    handbook.write("d40.md", "# Page 40\n## Limit\nThe limit of item 40 is 7 units.\n")
+    second = handbook.prepare(first, said=[edited(1, 40)])
+    assert (second.feedback, second.preferences, second.examples) == (0, 0, 59)
+    third = handbook.prepare(second, said=[edited(1, 40)])
+    assert third == second
+    fresh = handbook.prepare(third, said=[edited(1, 40), edited(2, 40, edit="7 units")])
+    assert [pair.chosen for pair in snapshots.preferences(fresh)] == ["7 units"]

@@ -1,0 +1,311 @@
+"""What people said about answers, in the ledger: read with what it was about, reviewed, withdrawn, traced to models.
+
+Rows of feedback are only ever appended. What a reviewer or an operator decides about them stands in tables of its own,
+with who and when; only a person's wish to be forgotten empties the texts of a row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from data import snapshots
+from data.ledger import Ledger
+from data.records import Model, Record, Snapshot
+from data.redaction import redact
+from data.requests import RequestLog
+from data.tables import feedback, releases, reviews, trainings, withdrawals
+
+KIND = "feedback"
+"""Kind of the rows in `reviews`; their subject is the number of the feedback."""
+VERDICTS = ("accepted", "corrected", "discarded")
+MOST_ASKED = 100
+
+
+@dataclass(frozen=True)
+class Place(Record):
+    """A section of the documents."""
+
+    document: str
+    section: str
+
+
+@dataclass(frozen=True)
+class Said(Record):
+    """One row of feedback with all that decides whether it is trained on; texts without personal data.
+
+    `owner`: whose key it came with, None without one. `places`: the sections shown to the model, best first.
+    `question` is '' where nobody knows it any more. `verdict`: '' (nobody reviewed it) or one of VERDICTS;
+    `correction`: the reviewer's answer. `withdrawn`: by whom and why, '' for a row that counts.
+    """
+
+    seq: int
+    at: float
+    owner: str | None
+    question: str
+    answer: str
+    rating: int | None = None
+    edit: str | None = None
+    places: tuple[Place, ...] = ()
+    verdict: str = ""
+    reviewer: str = ""
+    correction: str | None = None
+    withdrawn: str = ""
+
+    @property
+    def reviewed(self) -> bool:
+        return self.verdict in ("accepted", "corrected")
+
+
+@dataclass(frozen=True)
+class Trained(Record):
+    """A model that was trained on given feedback: which of it, from which snapshot, and the releases that serve it.
+
+    `recorded` is false for a tuned model of which nobody recorded what it was trained on: it may have been.
+    """
+
+    model: str
+    snapshot: str
+    feedback: tuple[int, ...]
+    releases: tuple[str, ...]
+    live: bool
+    recorded: bool = True
+
+
+Find = Callable[[Ledger, str, dict[str | None, set[str]]], dict[str, Place]]
+"""Ledger, assistant, release id -> chunk ids shown by it -> the place of each chunk that is still known."""
+
+
+def read(ledger: Ledger, assistant: str, log: RequestLog | None = None, find: Find | None = None) -> tuple[Said, ...]:
+    """All feedback of an assistant, oldest first. `log`: where rows older than their own copy of the question look."""
+    rows = ledger.feedback(assistant)
+    if not rows:
+        return ()
+    for row in rows:
+        if row["question"] is None and log is not None and (asked := log.find(row["response"] or "")):
+            row |= {name: asked[name] for name in ("question", "answer", "chunks")}
+    shown: dict[str | None, set[str]] = defaultdict(set)
+    for row in rows:
+        shown[row["release"]].update(row["chunks"] or ())
+    places = (find or places_of)(ledger, assistant, shown)
+    settled = {int(row["subject"]): row for row in ledger.rows(_reviews(assistant)) if row["verdict"]}
+    gone = withdrawn(ledger, assistant)
+    return tuple(_said(row, settled.get(row["seq"], {}), gone.get(row["seq"], ""), places) for row in rows)
+
+
+def _said(row: dict, settled: dict, gone: str, places: dict[str, Place]) -> Said:
+    found = dict.fromkeys(places[chunk] for chunk in row["chunks"] or () if chunk in places)
+    return Said(
+        seq=row["seq"],
+        at=row["at"],
+        owner=row["owner"],
+        question=_plain(row["question"]) or "",
+        answer=_plain(row["answer"]) or "",
+        rating=row["rating"],
+        edit=_plain(row["edit"]),
+        places=tuple(found),
+        verdict=settled.get("verdict") or "",
+        reviewer=settled.get("reviewer") or "",
+        correction=settled.get("answer"),
+        withdrawn=gone,
+    )
+
+
+def _plain(text: str | None) -> str | None:
+    return redact(text, public=True).text.strip() if text else None
+
+
+def places_of(ledger: Ledger, assistant: str, shown: dict[str | None, set[str]]) -> dict[str, Place]:
+    """Where chunks stand: in the live index, else in the one of the release that showed them, if that can be read.
+
+    A chunk's id is a hash of its content, so what is found in any index is the same text.
+    """
+    from data.store import IndexDamaged, open_index
+
+    routing = ledger.live().get(assistant)
+    found: dict[str, Place] = {}
+    indexes = [(routing.live.index, set().union(*shown.values()))] if routing and routing.live else []
+    for release, chunks in shown.items():
+        try:
+            indexes.append((ledger.release(release or "").index, chunks))
+        except KeyError:  # a release of another ledger: what the live index does not hold, nobody knows
+            continue
+    for index, chunks in indexes:
+        if missing := chunks - found.keys():
+            try:
+                places = open_index(index).places()
+            except IndexDamaged as error:
+                print(f"feedback: {error}")
+                continue
+            found |= {chunk: Place(places[chunk][0], places[chunk][1]) for chunk in missing & places.keys()}
+    return found
+
+
+# --- what a person decides about it -----------------------------------------------------------
+
+
+def review_feedback(ledger: Ledger, seq: int, verdict: str, reviewer: str, answer: str | None = None) -> None:
+    """Record a reviewer's verdict on one row: 'accepted', 'corrected' by their `answer`, or 'discarded'.
+
+    A later verdict on the same row replaces the earlier one, which stays in the review's body. Raises KeyError for a
+    row that is not there, ValueError for a verdict that cannot be given.
+    """
+    found = ledger.rows(sa.select(feedback).where(feedback.c.seq == seq))
+    if not found:
+        raise KeyError(f"no feedback number {seq} in the ledger")
+    row = found[0]
+    if verdict not in VERDICTS:
+        raise ValueError(f"{verdict!r} is no verdict on feedback; use one of {', '.join(VERDICTS)}")
+    if not reviewer.strip():
+        raise ValueError(f"who reviewed feedback {seq}? Give the reviewer's name")
+    if (verdict == "corrected") != bool(answer and answer.strip()):
+        raise ValueError(f"feedback {seq}: an answer belongs to the verdict 'corrected', and to no other")
+    if verdict == "accepted" and not (row["rating"] or row["edit"]):
+        raise ValueError(f"feedback {seq} is a remark, there is nothing to accept; correct or discard it")
+    values = {"state": "settled", "verdict": verdict, "reviewer": reviewer.strip(), "answer": _plain(answer)}
+    values["settled_at"] = time.time()
+    mine = (reviews.c.assistant == row["assistant"], reviews.c.kind == KIND, reviews.c.subject == str(seq))
+    with ledger.write() as c:
+        known = c.execute(sa.select(reviews).where(*mine)).mappings().first()
+        if known is None:
+            subject = {"assistant": row["assistant"], "kind": KIND, "subject": str(seq), "body": {}}
+            c.execute(reviews.insert().values(**subject, **values, at=values["settled_at"]))
+            return
+        body = dict(known["body"] or {})
+        if known["verdict"]:
+            earlier = {name: known[name] for name in ("verdict", "reviewer", "answer", "settled_at")}
+            body["earlier"] = [*body.get("earlier", ()), earlier]
+        c.execute(reviews.update().where(*mine).values(**values, body=body))
+
+
+def ask_reviews(ledger: Ledger, said: Iterable[Said], snapshot: Snapshot) -> int:
+    """List the edits that wait for a person, each text on a question once, at most MOST_ASKED open at a time.
+
+    Those that `snapshot` holds wait for nobody: users agree on them. The others are shown with the reason, where the
+    snapshot knows it, why they are not trained on. Returns how many were not listed for lack of room.
+    """
+    assistant, used = snapshot.assistant, {row["seq"] for row in snapshots.feedback(snapshot)}
+    reasons = {row["seq"]: f"{row['guard']}: {row['reason']}" for row in snapshots.feedback_left_out(snapshot)}
+    known = ledger.rows(_reviews(assistant))
+    room = MOST_ASKED - sum(row["state"] == "open" for row in known)
+    listed = {int(row["subject"]) for row in known}
+    texts, fresh = set(), {}
+    for one in said:
+        text = (one.question.casefold(), (one.edit or "").casefold())
+        if not one.edit or not one.question or one.withdrawn:
+            continue
+        if one.seq in listed or one.seq in used or text in texts:
+            texts.add(text)
+            continue
+        texts.add(text)
+        body = {"question": one.question, "answer": one.answer, "edit": one.edit, "owner": one.owner}
+        body["why"] = reasons.get(one.seq, "")
+        fresh[str(one.seq)] = body | {"places": [[place.document, place.section] for place in one.places]}
+    asked = dict(list(fresh.items())[: max(0, room)])
+    if asked:
+        ledger.ask_review(assistant, KIND, asked)
+    return len(fresh) - len(asked)
+
+
+def _reviews(assistant: str) -> sa.Select:
+    return sa.select(reviews).where(reviews.c.assistant == assistant, reviews.c.kind == KIND)
+
+
+def withdraw(
+    ledger: Ledger,
+    assistant: str,
+    reason: str,
+    by: str,
+    seqs: Collection[int] = (),
+    owner: str | None = None,
+    user: str | None = None,
+    since: float | None = None,
+    until: float | None = None,
+) -> tuple[int, ...]:
+    """Take feedback out of all training from now on: these numbers, or what fits every condition (epoch seconds).
+
+    Returns the rows that were not withdrawn before; the next `prepare` leaves them out, and `trained_on` says which
+    models hold them. Raises ValueError without a condition, KeyError for a number that is not the assistant's.
+    """
+    wheres = [feedback.c.assistant == assistant]
+    wheres += [feedback.c.owner == owner] if owner is not None else []
+    wheres += [feedback.c.user == user] if user is not None else []
+    wheres += [feedback.c.at >= since] if since is not None else []
+    wheres += [feedback.c.at < until] if until is not None else []
+    if len(wheres) == 1 and not seqs:
+        raise ValueError("withdraw which feedback? Give numbers, an owner, a user or a time, not nothing")
+    found = {row["seq"] for row in ledger.rows(sa.select(feedback.c.seq).where(*wheres))}
+    if seqs and len(wheres) == 1 and (unknown := set(seqs) - found):
+        raise KeyError(f"no feedback number {min(unknown)} on {assistant!r}; nothing was withdrawn")
+    fresh = sorted((found & set(seqs) if seqs else found) - withdrawn(ledger, assistant).keys())
+    if fresh:
+        row = {"assistant": assistant, "feedback": fresh, "reason": reason, "by": by, "at": time.time()}
+        with ledger.write() as c:
+            c.execute(withdrawals.insert().values(**row))
+    return tuple(fresh)
+
+
+def withdrawn(ledger: Ledger, assistant: str) -> dict[int, str]:
+    """Number of each withdrawn row -> by whom and why."""
+    rows = ledger.rows(sa.select(withdrawals).where(withdrawals.c.assistant == assistant).order_by(withdrawals.c.seq))
+    return {seq: f"by {row['by']}: {row['reason']}" for row in rows for seq in row["feedback"]}
+
+
+def forget(ledger: Ledger, assistant: str, user: str) -> int:
+    """Empty the texts of all that `user` said about an assistant and withdraw it; returns how many rows there were."""
+    mine = (feedback.c.assistant == assistant, feedback.c.user == user)
+    found = [str(row["seq"]) for row in ledger.rows(sa.select(feedback.c.seq).where(*mine))]
+    withdraw(ledger, assistant, "forgotten on their wish", "the user", user=user)
+    empty = dict.fromkeys(("edit", "comment", "question", "answer", "user", "response"))
+    asked = (reviews.c.assistant == assistant, reviews.c.kind == KIND, reviews.c.subject.in_(found))
+    with ledger.write() as c:
+        c.execute(reviews.update().where(*asked).values(body={}, answer=None, state="settled"))
+        return c.execute(feedback.update().where(*mine).values(**empty)).rowcount
+
+
+# --- which models it went into ----------------------------------------------------------------
+
+
+def record_training(ledger: Ledger, model: Model, snapshot: Snapshot) -> None:
+    """Remember which feedback a model was trained on: that of its snapshot. Recording it twice changes nothing."""
+    seqs = sorted({row["seq"] for row in snapshots.feedback(snapshot)})
+    row = {"assistant": snapshot.assistant, "model": model.sha256, "snapshot": snapshot.id}
+    same = [trainings.c[name] == value for name, value in row.items()]
+    with ledger.write() as c:
+        if not c.execute(sa.select(trainings.c.seq).where(*same)).first():
+            c.execute(trainings.insert().values(**row, feedback=seqs, at=time.time()))
+
+
+def trained_on(ledger: Ledger, assistant: str, seqs: Collection[int]) -> tuple[Trained, ...]:
+    """The models that were trained on any of this feedback: the adapters to build again when it was poisoned.
+
+    A tuned model without a record of its training counts, as not `recorded`, unless it was released before the first
+    of this feedback was given.
+    """
+    wanted = set(seqs)
+    served = ledger.rows(sa.select(releases).where(releases.c.assistant == assistant).order_by(releases.c.at))
+    live = ledger.assistant(assistant)["live_release"]
+    by_model: dict[str, list[dict]] = defaultdict(list)
+    for row in served:
+        by_model[row["body"]["model"]["sha256"]].append(row)
+    lines = ledger.rows(sa.select(trainings).where(trainings.c.assistant == assistant).order_by(trainings.c.seq))
+
+    def traced(model: str, snapshot: str, held: Sequence[int], recorded: bool) -> Trained:
+        ids = tuple(row["id"] for row in by_model[model])
+        return Trained(model, snapshot, tuple(held), ids, live in ids, recorded)
+
+    found = [
+        traced(line["model"], line["snapshot"], sorted(wanted & set(line["feedback"])), True)
+        for line in lines
+        if wanted & set(line["feedback"])
+    ]
+    times = [row["at"] for row in ledger.feedback(assistant) if row["seq"] in wanted]
+    for model in by_model.keys() - {line["model"] for line in lines}:
+        first = by_model[model][0]
+        if times and first["body"]["model"].get("adapter") and first["at"] >= min(times):
+            found.append(traced(model, "", (), False))
+    return tuple(found)
