@@ -23,6 +23,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--examples", help="folder, file or glob of question/answer pairs")
     parser.add_argument("--golden", help="held-out questions; without it 20%% of the documents are held out")
     parser.add_argument("--train-minutes", type=float, help="time budget of fine-tuning")
+    parser.add_argument(
+        "--base-model", action="append", help="folder or hub id of a model to tune, again for each to compare"
+    )
     parser.add_argument("--margin", type=float, help="non-inferiority margin of the gate (0.05)")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     chosen = parser.parse_args()
@@ -50,7 +53,7 @@ def main() -> None:
         training = replace(training, minutes=chosen.train_minutes)
     if chosen.margin is not None:
         gates = replace(gates, margin=chosen.margin)
-    state = lifecycle(sources, training, gates, return_state=True)
+    state = lifecycle(sources, training, gates, base_models=chosen.base_model, return_state=True)
     decision = state.result()
     if chosen.json:
         print(json.dumps(result(sources.assistant, decision, state.state_details.flow_run_id)))

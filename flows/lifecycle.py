@@ -5,6 +5,7 @@ prepare -> index -> finetune -> evaluate -> gate -> warm -> smoke -> canary -> p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +18,8 @@ from data import feedback
 from data.ledger import Ledger
 from data.records import Decision, IndexVersion, Model, Prompt, Release, Retrieval, Snapshot, Sources, as_json
 from data.requests import RequestLog
-from serving.engine.models import base_model
+from serving.engine import bases
+from serving.engine.bases import Base
 from settings import settings
 from tasks import deploy, evaluate, finetune, index, prepare, registry, remedy, report
 from tasks.deploy import Canary
@@ -60,23 +62,35 @@ def lifecycle(
     gates: GateSettings = GateSettings(),
     prompt: Prompt = Prompt(),
     retrieval: Retrieval = Retrieval(),
+    base_models: list[str] | None = None,
 ) -> Decision:
-    """From documents and examples to a released assistant: the untuned base first, then the tuned candidate."""
-    name = sources.assistant
+    """From documents and examples to a released assistant: the untuned base first, then the tuned candidate.
+
+    `base_models`: folders or hub ids of the models to tune, None for the embedded one. Of several the first goes live
+    untuned, all are tuned on the same data and judged by the same gate, and the best accepted one is released.
+    """
+    name, chosen = sources.assistant, [bases.find(base) for base in base_models or [None]]
     snapshot = prepared(sources)
     version = index_snapshot(sources, snapshot)
     live, _ = live_pointer(name)
     if live is None:
-        untuned = Release(name, base_model(), version, prompt, retrieval)
+        untuned = Release(name, chosen[0].model, version, replace(prompt, chat=chosen[0].chat), retrieval)
         bootstrap = release_candidate(untuned, "bootstrap", snapshot, gates)
         if not (bootstrap.accepted and snapshot.examples):
             return named(bootstrap)
     elif not snapshot.examples:
         return named(release_candidate(replace(live, index=version), "reindex", snapshot, gates))
-    model = finetune_model(snapshot, version, prompt, retrieval, training)
-    snapshot, version = prepare_and_index(name, (model, snapshot))  # documents may have changed while it trained
-    tuned = Release(name, model, version, prompt, retrieval)
-    return named(release_candidate(tuned, "tuned", snapshot, gates))
+    trained = [
+        finetune_model(snapshot, version, replace(prompt, chat=base.chat), retrieval, training, base.sha256)
+        for base in chosen
+    ]
+    snapshot, version = prepare_and_index(name, trained, snapshot)  # documents may have changed while it trained
+    candidates = [
+        Release(name, model, version, replace(prompt, chat=base.chat), retrieval)
+        for model, base in zip(trained, chosen, strict=True)
+    ]
+    best = candidates[0] if len(candidates) == 1 else compared(candidates, chosen, snapshot, gates)
+    return named(release_candidate(best, "tuned", snapshot, gates))
 
 
 @flow(log_prints=True)
@@ -135,9 +149,9 @@ def retrain(
             return skipped()
         snapshot, version = prepare_and_index(claim.assistant)
         live, _ = live_pointer(claim.assistant)
-        model = finetune_model(snapshot, version, live.prompt, live.retrieval, training)
+        model = finetune_model(snapshot, version, live.prompt, live.retrieval, training, live.model.base)
         # documents may have changed while it trained
-        snapshot, version = prepare_and_index(claim.assistant, (model, snapshot))
+        snapshot, version = prepare_and_index(claim.assistant, [model], snapshot)
         live, _ = live_pointer(claim.assistant)
         decision = release_candidate(replace(live, model=model, index=version), "tuned", snapshot, gates)
         conclude(claim, decision)
@@ -188,6 +202,23 @@ def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapsho
     return decision
 
 
+def compared(candidates: list[Release], of: list[Base], snapshot: Snapshot, gates: GateSettings) -> Release:
+    """The candidate with the most correct answers among those the gate accepts, all judged against what is live.
+
+    Of none accepted the first. The figures of all stand side by side in one report.
+    """
+    book, name = ledger(), candidates[0].assistant
+    live, _ = live_pointer(name)
+    decisions = []
+    for candidate in candidates:
+        book.add_release(candidate, "tuned", live.id if live else None, as_json(snapshot))
+        decisions.append(gated(candidate, live, "tuned", snapshot, gates))
+        mirror(candidate.id, return_state=True)
+    report.bases(name, of, candidates, decisions)
+    accepted = [at for at, decision in enumerate(decisions) if decision.accepted]
+    return candidates[max(accepted, key=lambda at: decisions[at].metrics["correct"], default=0)]
+
+
 # --- what the flows share ---------------------------------------------------------------------
 
 
@@ -231,13 +262,15 @@ def prepared(sources: Sources) -> Snapshot:
     return snapshot
 
 
-def prepare_and_index(assistant: str, trained: tuple[Model, Snapshot] | None = None) -> tuple[Snapshot, IndexVersion]:
+def prepare_and_index(
+    assistant: str, trained: Sequence[Model] = (), of: Snapshot | None = None
+) -> tuple[Snapshot, IndexVersion]:
     """A fresh snapshot and index version of a known assistant; deleted text is out of reach before the gate.
 
-    `trained`: the model that comes from the snapshot before, whose feedback is put on record.
+    `trained`: models that come from the snapshot `of` before this one, whose feedback is put on record.
     """
-    if trained:
-        feedback.record_training(ledger(), *trained)
+    for model in trained:
+        feedback.record_training(ledger(), model, of)
     if live := live_pointer(assistant)[0]:
         index.repair(ledger(), live)
     sources = Sources.of(ledger().assistant(assistant)["sources"])

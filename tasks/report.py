@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -15,10 +18,13 @@ from prefect.runtime import flow_run
 
 from data import snapshots
 from data.ledger import Ledger
-from data.records import Decision, Snapshot, as_json
+from data.records import Decision, Release, Snapshot, as_json
 from tasks.diagnose import Evidence, Remedy
 from tasks.retrieval import RetrievalReport
 from tasks.retrieval import markdown as table
+
+if TYPE_CHECKING:
+    from serving.engine.bases import Base
 
 
 def snapshot(made: Snapshot) -> None:
@@ -65,6 +71,25 @@ def markdown(decision: Decision) -> str:
 def gate(decision: Decision) -> None:
     print(f"gate: {decision.verdict}: {decision.reason}")
     create_markdown_artifact(key="gate", markdown=markdown(decision), description=decision.reason[:250])
+
+
+COMPARED = ("correct", "token_f1", "given_f1", "abstention", "latency")
+
+
+def bases(assistant: str, of: Sequence[Base], candidates: Sequence[Release], decisions: Sequence[Decision]) -> None:
+    """The tuned candidates of several base models side by side: verdict, quality, latency, size, cost of training."""
+    rows = []
+    for base, candidate, decision in zip(of, candidates, decisions, strict=True):
+        made = json.loads((Path(candidate.model.adapter_uri).parent.parent / "training.json").read_text())
+        weights = Path(candidate.model.uri)
+        files = [weights] if weights.is_file() else [file for file in weights.rglob("*") if file.is_file()]
+        row = {"base": base.folder, "architecture": base.architecture, "release": candidate.id}
+        row |= {"verdict": decision.verdict, "why": decision.reason, "engine": candidate.model.engine}
+        row |= {name: round(decision.metrics[name], 4) for name in COMPARED if name in (decision.metrics or {})}
+        row |= {"size_mb": round(sum(file.stat().st_size for file in files) / 1e6), "training_cost": made["cost"]}
+        rows.append(row)
+        print(f"bases: {base.architecture} {base.sha256[:12]}: {decision.verdict}: {decision.reason}")
+    create_table_artifact(key="base-models", table=rows, description=f"base models for {assistant}")
 
 
 def alert(assistant: str, sentence: str) -> None:
