@@ -85,8 +85,8 @@ def finetune(
         figures = json.loads((work / "training.json").read_text())
         if (work / "preferred" / "rows.npz").exists():
             how = training.preferring
-            second = replace(training, minutes=how.minutes, passes=how.passes, learning_rate=how.learning_rate)
-            more = {"start": str(adapter), "flips": about["flips"]}
+            second = replace(training, minutes=how.minutes, learning_rate=how.learning_rate)
+            more = {"start": str(adapter), "passes": how.passes, "flips": about["flips"]}
             adapter = train(work / "preferred", second, workers, f"{name}-preferred", of.folder, (show, draw), more)
             figures["preferred"] = json.loads((work / "preferred" / "training.json").read_text())
         record = figures | about

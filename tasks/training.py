@@ -7,7 +7,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -60,10 +60,10 @@ def train_loop_per_worker(config: dict) -> None:
 
     config: work (folder with rows.npz and, to check on, held.npz; adapter/ and training.json are left there), base
     (Hugging Face folder), training (a Training as JSON), gpu, yields (train on processor time that nobody else wants);
-    for preferences also start (the adapter to begin from) and flips (see losses.preferred). Adapter gradients are
-    summed by one all_reduce of a flat vector, not by DDP: a worker may have several stretches or none in a step, the
-    mean is over the answer tokens of all workers, and the loss, the counts and rank 0's clock ride in the same
-    message, so all agree on rate and end without a second.
+    for preferences also start (the adapter to begin from), passes over the pairs and flips (see losses.preferred).
+    Adapter gradients are summed by one all_reduce of a flat vector, not by DDP: a worker may have several stretches or
+    none in a step, the mean is over the answer tokens of all workers, and the loss, the counts and rank 0's clock ride
+    in the same message, so all agree on rate and end without a second.
     """
     import torch
 
@@ -80,7 +80,8 @@ def train_loop_per_worker(config: dict) -> None:
     master.grad = torch.zeros_like(master)
     optimizer = torch.optim.AdamW([master], lr=training.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
     data = Rows.load(work / "rows.npz")
-    plan = steps(data.lengths, training, world)
+    again = [replace(training, seed=training.seed + n) for n in range(config.get("passes", 1))]
+    plan = [step for each in again for step in steps(data.lengths, each, world)]
     price = pricing(model, data, config, device, (part for step in plan for part in step[rank]))
     check = checking(model, work / "held.npz", training, config, device)
     progress, saved = restore(work / "checkpoints", device)
