@@ -34,7 +34,7 @@ test: setup
 	@$(BIN)/python -m pytest tests -m stack
 
 chaos: setup
-	@PERENNIAL_CHAOS=20 $(BIN)/python -m pytest tests/test_faults.py -n 2
+	@PERENNIAL_CHAOS=20 $(BIN)/python -m pytest tests/test_faults.py tests/test_training.py -n 2
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
