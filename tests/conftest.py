@@ -39,7 +39,7 @@ def base(tmp_path_factory):
     """A random tiny Llama as a Hugging Face folder, its GGUF template beside it."""
     from tests import tiny
 
-    return tiny.folder(tmp_path_factory.mktemp("base"))
+    return tiny.folder(tmp_path_factory.mktemp("base"), template=tiny.CHATML)
 
 
 def command(*words: str, timeout: float = 600) -> subprocess.CompletedProcess:

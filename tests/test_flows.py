@@ -283,3 +283,11 @@ def test_mlflow_mirrors_the_release_with_its_prompt_and_points_the_alias_at_what
     version = client.get_model_version_by_alias(NAME, "champion")
     assert version.tags["release"] in book().accepted_releases(NAME)
     assert [prompt.name for prompt in mlflow.genai.search_prompts()] == [f"{NAME}-prompt"]
+    trained = client.get_run(tuned[0].data.tags["training_run"])
+    model = book().release(released["release_id"]).model
+    assert trained.info.status == "FINISHED" and trained.data.tags["adapter_sha256"] == model.adapter
+    assert trained.data.params["rank"] == "16" and int(trained.data.params["examples"]) > 100
+    curve = client.get_metric_history(trained.info.run_id, "loss_of_step")
+    assert len(curve) > 3 and client.get_metric_history(trained.info.run_id, "loss")  # logged while it trained
+    logged = {file.path for file in client.list_artifacts(trained.info.run_id)}
+    assert {"README.md", "loss.png", "training.json", "lineage.json", "adapter"} <= logged

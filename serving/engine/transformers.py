@@ -87,6 +87,10 @@ class TransformersEngine:
                 )
         return answers
 
+    def greedy(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
+        """The ids written greedily for each prompt, at most `tokens`, the end token included."""
+        return [self._generate([prompt], Decoding(max_new_tokens=tokens), lambda _: None)[0] for prompt in prompts]
+
     def close(self) -> None:
         with self._busy:
             self._model = None
