@@ -20,6 +20,8 @@ FIGURES = {
     "prepare-scaling": "benchmarks.prepare_scaling",
     "index-debris": "benchmarks.index_debris",
     "feedback-guards": "benchmarks.feedback_guards",
+    "train-time-to-loss": "benchmarks.train_time_to_loss",
+    "train-time-tuned": "benchmarks.train_time_tuned",
 }
 
 
