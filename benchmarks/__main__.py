@@ -22,6 +22,7 @@ FIGURES = {
     "feedback-guards": "benchmarks.feedback_guards",
     "train-time-to-loss": "benchmarks.train_time_to_loss",
     "train-time-tuned": "benchmarks.train_time_tuned",
+    "train-efficiency": "benchmarks.train_efficiency",
 }
 
 
