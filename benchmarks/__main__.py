@@ -23,6 +23,8 @@ FIGURES = {
     "train-time-to-loss": "benchmarks.train_time_to_loss",
     "train-time-tuned": "benchmarks.train_time_tuned",
     "train-efficiency": "benchmarks.train_efficiency",
+    "train-quality": "benchmarks.train_quality",
+    "train-domain-shift": "benchmarks.train_domain_shift",
 }
 
 
