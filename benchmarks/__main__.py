@@ -25,6 +25,8 @@ FIGURES = {
     "train-efficiency": "benchmarks.train_efficiency",
     "train-quality": "benchmarks.train_quality",
     "train-domain-shift": "benchmarks.train_domain_shift",
+    "train-overhead": "benchmarks.train_overhead",
+    "train-two-nodes": "benchmarks.train_two_nodes",
 }
 
 
