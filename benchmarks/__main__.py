@@ -27,6 +27,8 @@ FIGURES = {
     "train-domain-shift": "benchmarks.train_domain_shift",
     "train-overhead": "benchmarks.train_overhead",
     "train-two-nodes": "benchmarks.train_two_nodes",
+    "export-loss": "benchmarks.export_loss",
+    "train-dpo": "benchmarks.train_dpo",
 }
 
 
