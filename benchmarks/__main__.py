@@ -29,6 +29,7 @@ FIGURES = {
     "train-two-nodes": "benchmarks.train_two_nodes",
     "export-loss": "benchmarks.export_loss",
     "train-dpo": "benchmarks.train_dpo",
+    "train-gpu": "benchmarks.train_gpu",
 }
 
 
