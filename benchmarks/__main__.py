@@ -20,6 +20,16 @@ FIGURES = {
     "prepare-scaling": "benchmarks.prepare_scaling",
     "index-debris": "benchmarks.index_debris",
     "feedback-guards": "benchmarks.feedback_guards",
+    "train-time-to-loss": "benchmarks.train_time_to_loss",
+    "train-time-tuned": "benchmarks.train_time_tuned",
+    "train-efficiency": "benchmarks.train_efficiency",
+    "train-quality": "benchmarks.train_quality",
+    "train-domain-shift": "benchmarks.train_domain_shift",
+    "train-overhead": "benchmarks.train_overhead",
+    "train-two-nodes": "benchmarks.train_two_nodes",
+    "export-loss": "benchmarks.export_loss",
+    "train-dpo": "benchmarks.train_dpo",
+    "train-gpu": "benchmarks.train_gpu",
 }
 
 
