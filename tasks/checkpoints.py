@@ -18,7 +18,8 @@ KEPT = 2
 @dataclass
 class Progress:
     """How far training is. `losses`: of every step; `held_out`: [step, loss] of every check; `best`: the lowest of
-    those, `stale`: how many checks since then."""
+    those, `stale`: how many checks since then; `checks`: for how many tenths of the budget, `check_s`: in how long.
+    """
 
     step: int = 0
     elapsed: float = 0.0
@@ -27,6 +28,7 @@ class Progress:
     best: float | None = None
     stale: int = 0
     checks: int = 0
+    check_s: float = 0.0
     losses: list[float] = field(default_factory=list)
     held_out: list[list[float]] = field(default_factory=list)
 
@@ -40,9 +42,9 @@ class Progress:
         )
         self.losses.append(round(loss, 4))
 
-    def checked(self, loss: float) -> bool:
+    def checked(self, loss: float, seconds: float, tenth: int) -> bool:
         """Count one check on held-out examples; whether it is the best so far."""
-        self.checks += 1
+        self.checks, self.check_s = tenth, self.check_s + seconds
         self.held_out.append([self.step, round(loss, 4)])
         better = self.best is None or loss < self.best
         self.best, self.stale = (loss, 0) if better else (self.best, self.stale + 1)

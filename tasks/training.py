@@ -24,6 +24,7 @@ CLIP = 1.0
 PROGRESS_S = 5.0
 WINDOW = 16
 CHECKS = 10
+CHECKING = 0.1  # most of the time that may go into checks but the last
 FASTER = 0.8
 
 
@@ -108,15 +109,16 @@ def train_loop_per_worker(config: dict) -> None:
         loss, learned, tokens, elapsed, cpu_s = sums[-5:].tolist()
         if not np.isfinite(loss):
             raise ValueError(f"training diverged at step {progress.step} (loss {loss}); lower Training.learning_rate")
+        earlier = over(progress, training, len(plan))
         progress.stepped(loss / max(learned, 1.0), int(tokens), elapsed, cpu_s)
-        share = max(spent(progress, training), progress.step / len(plan))
+        share = over(progress, training, len(plan))
         master.grad.copy_(sums[:-5] / max(learned, 1.0))
         torch.nn.utils.clip_grad_norm_([master], CLIP)
-        optimizer.param_groups[0]["lr"] = training.learning_rate * rate(share)
+        optimizer.param_groups[0]["lr"] = training.learning_rate * rate((earlier + min(share, 1.0)) / 2)
         optimizer.step()
-        if check and share * CHECKS >= progress.checks + 1:
+        if check and (share >= 1 or due(progress, share)):
             spread(master, adapted)
-            if progress.checked(check()):
+            if progress.checked(*check(), int(share * CHECKS)):
                 best.copy_(master.detach())
         if rank == 0 and (share >= 1 or progress.elapsed - told >= PROGRESS_S):
             told = progress.elapsed
@@ -132,23 +134,24 @@ def train_loop_per_worker(config: dict) -> None:
         master.data.copy_(best)
     if rank == 0:
         save_adapter(model, adapted, master, work / "adapter")
-        made = {
-            "steps": progress.step,
-            "planned": len(plan),
-            "workers": world,
-            "ended": why,
-            "memory_mb": memory(device),
-        }
-        made |= {"dtype": str(model.dtype).removeprefix("torch."), "tokens_per_s": progress.tokens / progress.elapsed}
+        made = {"steps": progress.step, "planned": len(plan), "workers": world, "ended": why}
+        made |= {"tokens_per_s": progress.tokens / progress.elapsed, "memory_mb": memory(device)}
+        made["dtype"] = str(model.dtype).removeprefix("torch.")
         made |= vars(progress)
         (work / "training.json").write_text(json.dumps(made))
     if world > 1:
         torch.distributed.barrier()
 
 
-def spent(progress: Progress, training: Training) -> float:
-    """Share of the time budget that is over, 0 without one."""
-    return progress.elapsed / (training.minutes * 60) if training.minutes else 0.0
+def over(progress: Progress, training: Training, of: int) -> float:
+    """Share of the budget that is over: of the time, where it is limited, or of the `of` steps."""
+    timed = progress.elapsed / (training.minutes * 60) if training.minutes else 0.0
+    return max(timed, progress.step / of)
+
+
+def due(progress: Progress, share: float) -> bool:
+    """Whether to check on held-out examples: ten times over the budget, while checks took little of it."""
+    return share * CHECKS >= progress.checks + 1 and progress.check_s <= CHECKING * progress.elapsed
 
 
 def pricing(model, data: Rows, config: dict, device: str, mine: Iterable[Sequence[int]]) -> Callable:
@@ -160,14 +163,15 @@ def pricing(model, data: Rows, config: dict, device: str, mine: Iterable[Sequenc
         return partial(supervised, model, data, device=device)
     before = torch.zeros(len(data.lengths), 2, device=device)
     with torch.inference_mode():
-        for number in {number for stretch in mine for number in stretch}:
-            before[number] = answers(model, data, [number], device)[0][0]
+        for stretch in dict.fromkeys(map(tuple, mine)):
+            before[list(stretch)] = answers(model, data, stretch, device)[0]
     how = Training.of(config["training"]).preferring
     return lambda stretch: preferred(model, data, stretch, device, before[list(stretch)], how, config["flips"])
 
 
-def checking(model, path: Path, training: Training, config: dict, device: str) -> Callable[[], float] | None:
-    """What gives the mean loss on the rows held out at `path`, over all workers; None when there are none."""
+def checking(model, path: Path, training: Training, config: dict, device: str) -> Callable | None:
+    """What gives the mean loss on the rows held out at `path`, over all workers, and the seconds that rank 0 took for
+    it; None when there are none."""
     import torch
 
     if not path.exists():
@@ -177,14 +181,16 @@ def checking(model, path: Path, training: Training, config: dict, device: str) -
     stretches = [stretch for step in steps(held.lengths, training, world) for stretch in step[rank]]
     price = pricing(model, held, config, device, stretches)
 
-    def check() -> float:
-        sums = torch.zeros(2, device=device)
+    def check() -> tuple[float, float]:
+        start, sums = time.monotonic(), torch.zeros(3, device=device)
         with torch.inference_mode():
             for stretch in stretches:
                 loss, terms, _ = price(stretch)
-                sums += torch.tensor([loss.item(), terms], device=device)
+                sums[:2] += torch.tensor([loss.item(), terms], device=device)
+        if rank == 0:
+            sums[2] = time.monotonic() - start
         _sum(sums)
-        return (sums[0] / sums[1]).item()
+        return (sums[0] / sums[1]).item(), sums[2].item()
 
     return check
 
@@ -196,7 +202,7 @@ def tell(path: Path, progress: Progress, of: int, share: float) -> None:
     if progress.held_out:
         point["held_out"] = progress.held_out[-1][1]
     point |= {"seconds": progress.elapsed, "left_s": progress.elapsed * (1 / share - 1) if share < 1 else 0.0}
-    point |= {"tokens": progress.tokens, "tokens_per_s": progress.tokens / progress.elapsed}
+    point |= {"tokens": progress.tokens, "tokens_per_s": progress.tokens / (progress.elapsed - progress.check_s)}
     with open(path, "a") as file:
         file.write(json.dumps({name: round(value, 4) for name, value in point.items()}) + "\n")
 
@@ -240,7 +246,7 @@ def steps(lengths: np.ndarray, training: Training, world: int) -> list[list[list
 
 
 def fastest(device: str):
-    """torch.bfloat16 where a product of a layer's size takes at most 0.8 of its time in float32 on every worker.
+    """torch.bfloat16 where a product of matrices takes at most 0.8 of its time in float32 on every worker.
 
     Measured here and now: a processor without bf16 emulates it, and flags do not say how fast a library is.
     """
@@ -248,14 +254,11 @@ def fastest(device: str):
 
     took = {}
     for dtype in (torch.float32, torch.bfloat16):
-        left, right = (
-            torch.ones(256, 512, dtype=dtype, device=device),
-            torch.ones(512, 1024, dtype=dtype, device=device),
-        )
-        times = []
-        for _ in range(6):
+        size = 384 if device == "cpu" else 8192  # a GPU does small products faster than they are asked for
+        square, times = torch.ones(size, size, dtype=dtype, device=device), []
+        for _ in range(4):
             start = time.perf_counter()
-            (left @ right).sum().item()
+            (square @ square)[0, 0].item()
             times.append(time.perf_counter() - start)
         took[dtype] = float(np.median(times[1:]))
     slower = torch.tensor([float(took[torch.bfloat16] > FASTER * took[torch.float32])], device=device)
