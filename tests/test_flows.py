@@ -87,7 +87,7 @@ def released(stack):
     done = command(
         "flows.lifecycle", "--assistant", NAME, "--documents", str(documents),
         "--examples", str(SAMPLE / "examples.jsonl"), "--golden", str(GOLDEN),
-        "--train-minutes", "1", "--margin", "0.10", "--json", timeout=3000,
+        "--train-minutes", "3", "--margin", "0.10", "--json", timeout=3000,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -115,7 +115,7 @@ def test_running_the_loop_again_does_nothing_again(released):
     done = command(
         "flows.lifecycle", "--assistant", NAME, "--documents", str(HOME / "documents"),
         "--examples", str(SAMPLE / "examples.jsonl"), "--golden", str(GOLDEN),
-        "--train-minutes", "1", "--margin", "0.10", "--json",
+        "--train-minutes", "3", "--margin", "0.10", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1])["release_id"] == released["release_id"]
@@ -160,7 +160,7 @@ from flows.lifecycle import *
 from dataclasses import replace
 live, _ = live_pointer({NAME!r})
 snapshot = prepare.prepare(Sources("shuffled", {str(HOME / "documents")!r}, {str(shuffled)!r}))
-model = finetune.finetune(snapshot, live.index, live.prompt, live.retrieval, Training(minutes=0.7))
+model = finetune.finetune(snapshot, live.index, live.prompt, live.retrieval, Training(minutes=2))
 good = known_snapshot({NAME!r})
 state = release(replace(live, model=model), "tuned", good, return_state=True)
 print(state.name)
