@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.ledger import Ledger
-from data.records import Decoding, Hit, IndexVersion, Model, Release, as_json, digest
+from data.records import Decoding, Hit, Model, Release, as_json, digest
 from data.requests import RequestLog
 from serving import rag
 from serving.app import create_app
@@ -44,7 +44,7 @@ class Endpoint:
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="retrieve")
         self.requests = RequestLog(chosen.requests)
         self.ledger = Ledger(chosen.ledger)
-        self.instead: dict[IndexVersion, Index] = {}  # whole indexes that stand in for damaged ones
+        self.instead: dict[str, Index] = {}  # by release: whole indexes that stand in for damaged ones
         self.router = Router(self.ledger, self.warm)
         self.router.start()
 
@@ -71,19 +71,21 @@ class Endpoint:
         try:
             open_index(release.index).verify()
         except IndexDamaged as error:
-            if release.id not in self.ledger.accepted_releases(release.assistant):
-                raise
             self.fall_back(release, error)
         self.find(release, "warm", "", frozenset())
 
     def fall_back(self, release: Release, damage: Exception) -> Index:
         """The index of the last accepted release before that is whole; tombstones keep what was deleted since hidden.
 
-        Raises `damage` when there is none. The monitor sees the damage too, and `reindex` builds the index anew.
+        Raises `damage` when there is none, and for a release that was never live: a candidate must not pass its canary on
+        another's index. The monitor sees the damage too, and `reindex` builds the index anew.
         """
         from data.store import IndexDamaged, open_index
 
-        for earlier in self.ledger.accepted_releases(release.assistant):
+        accepted = self.ledger.accepted_releases(release.assistant)
+        if release.id not in accepted:
+            raise damage
+        for earlier in accepted:
             index = self.ledger.release(earlier).index
             if index == release.index or index.embedder != self.embedder.sha256:
                 continue
@@ -93,7 +95,7 @@ class Endpoint:
             except IndexDamaged:
                 continue
             log.error("release %s is answered from version %s of its index: %s", release.id, index.version, damage)
-            self.instead[release.index] = whole
+            self.instead[release.id] = whole
             return whole
         raise damage
 
@@ -103,7 +105,7 @@ class Endpoint:
         from data.store import IndexDamaged, open_index
 
         try:
-            index = self.instead.get(release.index) or open_index(release.index)
+            index = self.instead.get(release.id) or open_index(release.index)
             return rag.retrieve_turn(index, self.embedder, question, before, release.retrieval, tombstones)
         except IndexDamaged as error:
             index = self.fall_back(release, error)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data import store
-from data.records import IndexVersion, Model, Release
+from data.records import IndexVersion, Model, Prompt, Release
 from serving.endpoint import Endpoint
 
 INDEX = IndexVersion("helpdesk", "uri", "t", 1, "sum", "emb", "chunk", 1, 1, "snap")
@@ -73,6 +73,10 @@ def test_an_earlier_index_stands_in_for_a_damaged_one_of_a_live_release_only(end
     endpoint.warm(LIVE)
     endpoint.find(LIVE, "after", "", frozenset())
     assert (whole.asked, damaged.asked) == (["warm", "after"], [])
+    candidate = replace(LIVE, prompt=Prompt(system="Another"))  # shares the damaged index, and was never live
+    for attempt in (endpoint.warm, lambda release: endpoint.find(release, "canary", "", frozenset())):
+        with pytest.raises(store.IndexDamaged):
+            attempt(candidate)
 
 
 def test_an_index_of_another_embedder_is_refused(endpoint):
