@@ -77,8 +77,8 @@ class Endpoint:
     def fall_back(self, release: Release, damage: Exception) -> Index:
         """The index of the last accepted release before that is whole; tombstones keep what was deleted since hidden.
 
-        Raises `damage` when there is none, and for a release that was never live: a candidate must not pass its canary on
-        another's index. The monitor sees the damage too, and `reindex` builds the index anew.
+        Raises `damage` when there is none, and for a release that was never live: a candidate must not pass its canary
+        on another's index. The monitor sees the damage too, and `reindex` builds the index anew.
         """
         from data.store import IndexDamaged, open_index
 
