@@ -160,7 +160,7 @@ from flows.lifecycle import *
 from dataclasses import replace
 live, _ = live_pointer({NAME!r})
 snapshot = prepare.prepare(Sources("shuffled", {str(HOME / "documents")!r}, {str(shuffled)!r}))
-model = finetune.finetune(snapshot, live.index, live.prompt, live.retrieval, Training(minutes=2))
+model = finetune.finetune(snapshot, live.index, live.prompt, live.retrieval, Training(minutes=2, learning_rate=0.005))
 good = known_snapshot({NAME!r})
 state = release(replace(live, model=model), "tuned", good, return_state=True)
 print(state.name)
