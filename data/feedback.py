@@ -188,7 +188,7 @@ def ask_reviews(ledger: Ledger, said: Iterable[Said], snapshot: Snapshot) -> int
     Those that `snapshot` holds wait for nobody: users agree on them. The others are shown with the reason, where the
     snapshot knows it, why they are not trained on. Returns how many were not listed for lack of room.
     """
-    assistant, used = snapshot.assistant, {row["seq"] for row in snapshots.feedback(snapshot)}
+    assistant, used = snapshot.assistant, set(snapshots.feedback_numbers(snapshot))
     reasons = {row["seq"]: f"{row['guard']}: {row['reason']}" for row in snapshots.feedback_left_out(snapshot)}
     known = ledger.rows(_reviews(assistant))
     room = MOST_ASKED - sum(row["state"] == "open" for row in known)
@@ -272,7 +272,7 @@ def forget(ledger: Ledger, assistant: str, user: str) -> int:
 
 def record_training(ledger: Ledger, model: Model, snapshot: Snapshot) -> None:
     """Remember which feedback a model was trained on: that of its snapshot. Recording it twice changes nothing."""
-    seqs = sorted({row["seq"] for row in snapshots.feedback(snapshot)})
+    seqs = snapshots.feedback_numbers(snapshot)
     row = {"assistant": snapshot.assistant, "model": model.sha256, "snapshot": snapshot.id}
     same = [trainings.c[name] == value for name, value in row.items()]
     with ledger.write() as c:

@@ -243,6 +243,11 @@ def feedback(snapshot: Snapshot) -> list[dict]:
     return rows(snapshot, "feedback")
 
 
+def feedback_numbers(snapshot: Snapshot) -> list[int]:
+    """The feedback that went into anything, each row's number once, in order."""
+    return sorted({row["seq"] for row in feedback(snapshot)})
+
+
 def feedback_left_out(snapshot: Snapshot) -> list[dict]:
     """The other feedback there was when the snapshot was made: seq, guard, reason. No part of the snapshot's id."""
     return rows(snapshot, "feedback_left_out")

@@ -77,7 +77,7 @@ def finetune(
         (work / "about.json").write_text(json.dumps(prepared.about))
     about = json.loads((work / "about.json").read_text())
     about |= {"assistant": snapshot.assistant, "snapshot": snapshot.id, "key": key, "training": as_json(training)}
-    about |= {"gpu": settings().training_gpu, "cost": 0.0}
+    about["gpu"] = settings().training_gpu
     connect()
     name = f"{snapshot.assistant}-{key}"
     with registry.training_run(about) as log, runs.shown("finetune") as show, report.progress("finetune") as draw:
@@ -163,7 +163,7 @@ def training_rows(
     )
     about = {"examples": len(bound), "held": len(held), "lost": lost, "contexts": len(made.lengths)}
     about |= {"preferences": len(wanted) if liked else 0, "flips": snapshot.flip_rate}
-    about["feedback"] = sorted({row["seq"] for row in snapshots.feedback(snapshot)})
+    about["feedback"] = snapshots.feedback_numbers(snapshot)
     left = f"; {lost} left out, no passage holds their answers" if lost else ""
     print(f"finetune: {len(bound)} examples, {len(made.lengths)} contexts of {made.lengths.mean():.0f} tokens{left}")
     return Prepared(made, checked, liked, about)

@@ -27,13 +27,11 @@ def mirror(release_id: str) -> str:
     Returns the run id. Writing it again updates the same run; the alias `champion` follows the live pointer.
     """
     import mlflow
-    from mlflow import MlflowClient
 
     book = Ledger(settings().ledger)
     row = book.release_row(release_id)
     release = Release.of(row["body"])
-    mlflow.set_tracking_uri(settings().mlflow)
-    client = MlflowClient()
+    client = _client()
     trained = record_training(release.model)
     experiment = mlflow.set_experiment(release.assistant)
     found = client.search_runs([experiment.experiment_id], f"tags.release = '{release_id}'", max_results=1)
