@@ -18,8 +18,8 @@ def met(value: dict) -> bool:
 def measure() -> dict:
     """Re-indexing beside a full rebuild of the same release; seconds, changed sections found, and the same searches.
 
-    The truth is the difference of the two archives' sections; found is what the re-index embedded anew. Searches ask
-    300 sentences of the documents of both last indexes.
+    The truth is the difference of the two archives' sections; found is what the re-index wrote or
+    embedded anew. Searches ask 300 sentences of the documents of both last indexes.
     """
     import numpy as np
 
@@ -45,7 +45,8 @@ def measure() -> dict:
                 found = open_index(grown).ids() - before
                 right = len(found & (now - before))
                 step = {"to": release, "chunks": grown.chunks, "changed": len(now - before), "embedded": grown.embedded}
-                step |= {"recall": right / max(1, len(now - before)), "precision": right / max(1, grown.embedded)}
+                step["recall"] = right / max(1, len(now - before))
+                step["precision"] = right / max(1, len(found), grown.embedded)
                 steps.append(step | {"seconds": round(seconds, 2), "rebuild_s": round(full, 2)})
             before = now
         grown, rebuilt = open_index(grown), open_index(rebuilt)

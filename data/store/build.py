@@ -37,6 +37,8 @@ BATCH = 4096
 MOST_FRAGMENTS = 32
 # Every write adds a segment to each index; past this many they are built anew, which also forgets deleted rows.
 MOST_SEGMENTS = 8
+# Words of deleted rows still count in BM25 until then; a write that deletes more than this share does not leave them.
+MOST_GONE = 0.1
 
 Embed = Callable[[list[str]], np.ndarray]
 
@@ -80,9 +82,9 @@ def write(
                 draft.add(waiting)
                 waiting = []
         draft.add(waiting)
-        draft.drop_gone()
+        gone = draft.drop_gone()
         table = draft.table
-        _index_words(table)
+        _index_words(table, gone)
         how = nearest.index(table, embed)
         return IndexVersion(
             assistant=assistant,
@@ -134,13 +136,14 @@ class _Draft:
         merge = self.table.merge_insert("id").when_not_matched_insert_all()
         merge.execute(rows(fresh, vectors, self.embedder, self.chunker))
 
-    def drop_gone(self) -> None:
-        """Commit the deletion of what no section holds any more."""
+    def drop_gone(self) -> int:
+        """Commit the deletion of what no section holds any more; how many chunks that were."""
         if not self.kept:
             raise ValueError(f"0 chunks for {self.name}; an index needs at least one")
         if gone := self.before - self.kept:
             self.confirm()
             self.table.delete(col("id").isin(sorted(gone)))
+        return len(gone)
 
     def _vectors(self, texts: list[str]) -> np.ndarray:
         """Unit rows [n, d] of texts: taken from the table where it has embedded the same text, else embedded."""
@@ -168,13 +171,13 @@ class _Draft:
         return None if self.table is None else self.table.schema.field("vector").type.list_size
 
 
-def _index_words(table) -> None:
-    """Brings the full text up to date with the rows, in proportion to what changed.
+def _index_words(table, gone: int) -> None:
+    """Brings the full text up to date with the rows, in proportion to what changed; `gone` rows were deleted.
 
-    A new segment covers the new rows; after MOST_SEGMENTS of them the index is built anew.
+    A new segment covers the new rows; after MOST_SEGMENTS of them, or many deletions, the index is built anew.
     """
     stats = table.index_stats("words_idx") if any(i.columns == ["words"] for i in table.list_indices()) else None
-    if stats is None or stats.num_indices > MOST_SEGMENTS:
+    if stats is None or stats.num_indices > MOST_SEGMENTS or gone > MOST_GONE * table.count_rows():
         table.create_index("words", config=FTS(with_position=False), replace=True)
         # Here and only here, since fragments that lie in different segments are not merged
         if table.stats()["fragment_stats"]["num_fragments"] > MOST_FRAGMENTS:

@@ -60,7 +60,9 @@ class Index:
             raise IndexDamaged(f"cannot search {self._name}: {error}") from error
         rows, cosines, bm25 = {}, {}, {}
         for found in lists:
-            pairs = zip(found.drop_columns("vector").to_pylist(), matrix(found) @ vector, strict=True)
+            # Not a matrix product: its last digit depends on where a row lies, and equal texts must tie
+            cosine_of = (matrix(found) * vector).sum(axis=1)
+            pairs = zip(found.drop_columns("vector").to_pylist(), cosine_of, strict=True)
             for row, cosine in [pair for pair in pairs if pair[0]["id"] not in exclude][: retrieval.candidates]:
                 rows[row["id"]], cosines[row["id"]] = row, float(cosine)
                 bm25[row["id"]] = row.get("_score", bm25.get(row["id"], 0.0))
