@@ -291,6 +291,45 @@ def test_a_sweep_keeps_what_is_pinned_and_the_newest_and_removes_the_rest(home, 
     write(*TEXTS)
 
 
+def lines(document, section):
+    """A chunk for each line."""
+    parts = [
+        replace(split(document, replace(section, text=text))[0], part=n)
+        for n, text in enumerate(section.text.split("\n"))
+    ]
+    return [replace(chunk, section_hash=section.hash) for chunk in parts]
+
+
+def edition(*texts, embed=None, other="one more page"):
+    pages = sections("\n".join(texts)) + sections(other)
+    return store.write("a", pages, lines, embed or Embed(), "e1", "c1", "snap")
+
+
+@pytest.mark.parametrize(
+    ("texts", "embedded"), [(["page one", "page 2", "page three"], 1), (["page one", "page three"], 0)]
+)
+def test_a_chunk_that_an_edit_of_its_section_leaves_as_it_is_stays_through_later_editions(texts, embedded):
+    edition("page one", "page two", "page three")
+    edited = edition(*texts)
+    assert edited.embedded == embedded
+    for version in (edited, edition(*texts, other="one other page")):
+        index = store.open_index(version)
+        kept = [chunk for chunk in index.chunks() if chunk.document == "page.md"]
+        assert {chunk.section_hash for chunk in kept} == {sections("\n".join(texts))[0][1].hash}
+        assert [chunk.text for chunk in index.section(kept[0])] == texts
+
+
+def test_a_killed_edit_that_is_taken_back_loses_no_chunk(monkeypatch):
+    texts = ("page one", "page two", "page three")
+    edition(*texts)
+    monkeypatch.setattr(build._Draft, "drop_gone", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        edition("page one", "page 2", "page three")
+    monkeypatch.undo()
+    again = store.open_index(edition(*texts))
+    assert {chunk.text for chunk in again.chunks()} == {*texts, "one more page"}
+
+
 def test_text_that_only_moved_is_not_embedded_again():
     write(*TEXTS)
     embed, moved = Embed(), sections(*TEXTS)

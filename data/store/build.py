@@ -21,6 +21,7 @@ from data.store.tables import (
     matrix,
     open_to_write,
     place,
+    place_of,
     read,
     rows,
     schema,
@@ -38,7 +39,7 @@ MOST_FRAGMENTS = 32
 # Every write adds a segment to each index; past this many they are built anew, which also forgets deleted rows.
 MOST_SEGMENTS = 8
 # Words of deleted rows still count in BM25 until then; a write that deletes more than this share does not leave them.
-MOST_GONE = 0.1
+MOST_DELETED = 0.1
 
 Embed = Callable[[list[str]], np.ndarray]
 
@@ -74,17 +75,16 @@ def write(
             draft = _Draft(name, embed, embedder, chunker, confirm)
         waiting: list[Chunk] = []
         for document, section in sections:
-            if held := draft.places.pop(place(document, section), None):
-                draft.kept.update(held)
+            if draft.keep(place(document, section)):
                 continue
             waiting += split(document, section)
             if len(waiting) >= BATCH:
                 draft.add(waiting)
                 waiting = []
         draft.add(waiting)
-        gone = draft.drop_gone()
+        draft.drop_gone()
         table = draft.table
-        _index_words(table, gone)
+        _index_words(table, draft.deleted)
         how = nearest.index(table, embed)
         return IndexVersion(
             assistant=assistant,
@@ -102,30 +102,46 @@ def write(
 
 
 class _Draft:
-    """A table being written: `places` of sections and their chunk ids not yet seen, `kept` ids, `embedded` texts."""
+    """A table being written: `kept` ids, number of texts `embedded` and of rows `deleted` or replaced."""
 
     def __init__(self, name: str, embed: Embed, embedder: str, chunker: str, confirm: Callable[[], None]):
         self.name, self.embed, self.embedder, self.chunker, self.confirm = name, embed, embedder, chunker, confirm
         self.table = open_to_write(name, embedder, chunker)
-        self.places: dict[tuple, list[str]] = {}
+        self.before: dict[str, tuple] = {}  # chunk id -> the place of its section, its part and page
+        self.places: dict[tuple, list[str]] = {}  # of whole sections that were not seen yet -> their chunk ids
         self.known: dict[str, str] = {}  # hash of an embedded text -> a chunk with its vector
         self.kept: set[str] = set()
-        self.embedded = 0
-        if self.table is not None:
-            found = read(self.table, ("id", "words_hash", *PLACE))
-            ids = found["id"].to_pylist()
-            self.known = dict(zip(found["words_hash"].to_pylist(), ids, strict=True))
-            for chunk, *where in zip(ids, *(found[column].to_pylist() for column in PLACE), strict=True):
-                self.places.setdefault(tuple(where), []).append(chunk)
-        self.before = {chunk for ids in self.places.values() for chunk in ids}
+        self.embedded = self.deleted = 0
+        if self.table is None:
+            return
+        found = read(self.table, ("id", "words_hash", "parts", "part", "page", *PLACE))
+        ids, parts = found["id"].to_pylist(), found["parts"].to_pylist()
+        self.known = dict(zip(found["words_hash"].to_pylist(), ids, strict=True))
+        where = zip(*(found[column].to_pylist() for column in PLACE), strict=True)
+        about = zip(where, found["part"].to_pylist(), found["page"].to_pylist(), strict=True)
+        self.before = dict(zip(ids, about, strict=True))
+        for chunk in ids:
+            self.places.setdefault(self.before[chunk][0], []).append(chunk)
+        of = dict(zip(ids, parts, strict=True))
+        # A build that was killed may have taken a chunk over into another edition of its section
+        self.places = {where: held for where, held in self.places.items() if len(held) == of[held[0]]}
+
+    def keep(self, section: tuple) -> bool:
+        """Whether the table holds the whole section at this place; it then stays as it is."""
+        held = self.places.pop(section, ())
+        self.kept.update(held)
+        return bool(held)
 
     def add(self, chunks: Sequence[Chunk]) -> None:
-        """Embed and commit chunks that the table may lack."""
+        """Embed and commit chunks that the table lacks, or holds as part of another edition of their section."""
         ids = {chunk.id for chunk in chunks}
         if len(ids) != len(chunks) or ids & self.kept:
             raise ValueError(f"{len(chunks)} chunks with {len(ids - self.kept)} new ids in {self.name}; ids are unique")
         self.kept |= ids
-        fresh = [chunk for chunk in chunks if chunk.id not in self.before]
+        fresh = [c for c in chunks if self.before.get(c.id) != (place_of(c), c.part, c.page)]
+        # `parts` is counted over what is written: a section is written whole, its vectors taken from the table
+        changed = {place_of(chunk) for chunk in fresh}
+        fresh = [chunk for chunk in chunks if place_of(chunk) in changed]
         if not fresh:
             return
         vectors = self._vectors([words_of(chunk) for chunk in fresh])
@@ -133,17 +149,18 @@ class _Draft:
         if self.table is None:
             empty = schema(vectors.shape[1], self.embedder, self.chunker)
             self.table = connect(settings().store).create_table(self.name, schema=empty)
-        merge = self.table.merge_insert("id").when_not_matched_insert_all()
+        merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
         merge.execute(rows(fresh, vectors, self.embedder, self.chunker))
+        self.deleted += sum(chunk.id in self.before for chunk in fresh)
 
-    def drop_gone(self) -> int:
-        """Commit the deletion of what no section holds any more; how many chunks that were."""
+    def drop_gone(self) -> None:
+        """Commit the deletion of what no section holds any more."""
         if not self.kept:
             raise ValueError(f"0 chunks for {self.name}; an index needs at least one")
-        if gone := self.before - self.kept:
+        if gone := self.before.keys() - self.kept:
             self.confirm()
             self.table.delete(col("id").isin(sorted(gone)))
-        return len(gone)
+            self.deleted += len(gone)
 
     def _vectors(self, texts: list[str]) -> np.ndarray:
         """Unit rows [n, d] of texts: taken from the table where it has embedded the same text, else embedded."""
@@ -171,13 +188,13 @@ class _Draft:
         return None if self.table is None else self.table.schema.field("vector").type.list_size
 
 
-def _index_words(table, gone: int) -> None:
-    """Brings the full text up to date with the rows, in proportion to what changed; `gone` rows were deleted.
+def _index_words(table, deleted: int) -> None:
+    """Brings the full text up to date with the rows, in proportion to what changed; `deleted` rows are no more.
 
     A new segment covers the new rows; after MOST_SEGMENTS of them, or many deletions, the index is built anew.
     """
     stats = table.index_stats("words_idx") if any(i.columns == ["words"] for i in table.list_indices()) else None
-    if stats is None or stats.num_indices > MOST_SEGMENTS or gone > MOST_GONE * table.count_rows():
+    if stats is None or stats.num_indices > MOST_SEGMENTS or deleted > MOST_DELETED * table.count_rows():
         table.create_index("words", config=FTS(with_position=False), replace=True)
         # Here and only here, since fragments that lie in different segments are not merged
         if table.stats()["fragment_stats"]["num_fragments"] > MOST_FRAGMENTS:

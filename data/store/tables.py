@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +17,9 @@ from data.chunking import passage
 from data.records import Chunk, Document, Section, digest
 from settings import settings
 
-SCHEMA = "store-2"
+SCHEMA = "store-3"
 FIELDS = tuple(Chunk.__dataclass_fields__)
-NUMBERS = ("part", "page")
+NUMBERS = ("part", "page", "parts")
 # What makes a section another one for the index: when one of these differs, its chunks are replaced.
 PLACE = ("document", "section", "section_hash", "title", "access", "tenant")
 
@@ -59,22 +60,31 @@ def place(document: Document, section: Section) -> tuple[str, ...]:
     return (document.id, section.heading, section.hash, document.title, document.access, document.tenant)
 
 
+def place_of(chunk: Chunk) -> tuple[str, ...]:
+    """The place of the section that a chunk is part of."""
+    return tuple(getattr(chunk, name) for name in PLACE)
+
+
 def schema(dimensions: int, embedder: str, chunker: str) -> pa.Schema:
     # Without this mark two writers merging the same new keys duplicate them, without an error (lancedb 0.40).
     key = {b"lance-schema:unenforced-primary-key": b"true"}
     fields = [pa.field("id", pa.string(), nullable=False, metadata=key)]
     fields += [
         pa.field(name, pa.int32()) if name in NUMBERS else pa.field(name, pa.string(), nullable=False)
-        for name in (*FIELDS[1:], "words", "words_hash")
+        for name in (*FIELDS[1:], "parts", "words", "words_hash")
     ]
     fields.append(pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False))
     return pa.schema(fields, metadata={"embedder": embedder, "chunker": chunker, "schema": SCHEMA})
 
 
 def rows(chunks: Sequence[Chunk], vectors: np.ndarray, embedder: str, chunker: str) -> pa.Table:
-    """Chunks and their unit vectors [n, d] as rows of the table."""
-    words = [words_of(chunk) for chunk in chunks]
+    """Chunks and their unit vectors [n, d] as rows of the table; `parts` is how many chunks their section has.
+
+    All chunks of a section come together.
+    """
+    words, parts = [words_of(chunk) for chunk in chunks], Counter(place_of(chunk) for chunk in chunks)
     columns = [[getattr(chunk, name) for chunk in chunks] for name in FIELDS]
+    columns.append([parts[place_of(chunk)] for chunk in chunks])
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
     columns += [words, [words_hash(text) for text in words], pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])]
     return pa.table(columns, schema=schema(vectors.shape[1], embedder, chunker))
