@@ -1,5 +1,6 @@
 """A snapshot into an index version, and staleness."""
 
+import random
 import zlib
 
 import numpy as np
@@ -76,6 +77,30 @@ def test_only_edited_sections_are_embedded_and_deleted_text_is_gone(docs, embedd
     assert (second.chunks, second.embedded, embedder.embedded) == (8, 1, 11)
     assert "Fact zero." in texts
     assert not texts & {"Fact 0.", "Fact 1.", "Other fact 1."}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_after_any_edits_the_snapshot_and_the_index_are_what_a_fresh_build_makes(docs, seed):
+    draw, small = random.Random(seed), ChunkSettings(max_tokens=12, min_tokens=2)
+    lines = [f"Line {number} says fact {number}, a few words long." for number in range(12)]
+    grown, before = Sources("a", str(docs)), None
+    for _ in range(4):
+        for _ in range(draw.randint(1, 3)):
+            path = docs / f"d{draw.randrange(4)}.md"
+            if path.exists() and draw.random() < 0.3:
+                path.unlink()
+                continue
+            parts = [f"## Part {n}\n" + "\n\n".join(draw.sample(lines, draw.randint(1, 5))) for n in range(3)]
+            path.write_text("# A title\n" + "\n".join(draw.sample(parts, draw.randint(1, 3))) + "\n")
+        before = prepare(grown, before)
+        version = build_index(before, small)
+        fresh = build_index(prepare(Sources("b", str(docs))), small)
+        one, other = store.open_index(version), store.open_index(fresh)
+        assert version.checksum == fresh.checksum
+        assert one.places() == other.places()
+        by_id = [sorted(index.chunks(), key=lambda chunk: chunk.id) for index in (one, other)]
+        assert by_id[0] == by_id[1]
+        one.verify()
 
 
 def test_other_chunk_settings_build_beside_the_old_index(docs):
