@@ -137,6 +137,8 @@ class Door(httpx.AsyncBaseTransport):
         self.bill, self.verdicts = bill, verdicts
         self.way = httpx.AsyncHTTPTransport()
         self.places = asyncio.Semaphore(AT_ONCE)
+        verdicts.execute("PRAGMA journal_mode=WAL")
+        verdicts.execute("PRAGMA synchronous=NORMAL")  # a verdict lost in a crash is asked for again
         verdicts.execute("CREATE TABLE IF NOT EXISTS verdicts (request TEXT PRIMARY KEY, reply TEXT NOT NULL)")
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -222,6 +224,10 @@ class Judge:
             )
             async with client:
                 return await ask(client)
+
+    def forget(self) -> None:
+        """Leave out of memory what was said so far: another model may answer at the address now."""
+        self.remembers.unlink(missing_ok=True)
 
     def verdicts(self, items: Sequence[Judgeable], fresh: bool = False) -> list[float]:
         """1 right, 0 wrong, NaN unmeasured, in the order of `items`; `fresh` asks again what is remembered."""
