@@ -138,14 +138,12 @@ def calibrate(
         lacking.append(f"it finds {negatives:.0%} of the wrong answers, {rules.true_negatives:.0%} are needed")
     if not bias:
         lacking.append("no question was answered by two systems, so nobody knows whether it favours one")
-    for one in bias:
-        if one.n < one.needed:
-            lacking.append(f"{one.n} questions of {one.arm} and {one.against}, its bias takes {one.needed}")
-        if one.upper > rules.margin / 2:
-            lacking.append(
-                f"it may inflate {one.arm} against {one.against} by {100 * one.upper:.1f} points, "
-                f"{50 * rules.margin:.1f} are allowed"
-            )
+    if short := [one for one in bias if one.n < one.needed]:
+        worst = max(short, key=lambda one: one.needed - one.n)
+        lacking.append(f"{worst.n} questions of {worst.arm} and {worst.against}, its bias takes {worst.needed}")
+    if bias and bias[0].upper > rules.margin / 2:
+        inflated, most = f"{bias[0].arm} against {bias[0].against}", f"{100 * bias[0].upper:.1f}"
+        lacking.append(f"it may inflate {inflated} by {most} points, {50 * rules.margin:.1f} are allowed")
     missing = int((~seen).sum())
     return Calibration(version, len(measured), missing, kappa, positives, negatives, bias, tuple(lacking))
 

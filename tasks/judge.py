@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -93,6 +94,7 @@ def inert(text: str) -> str:
     return re.sub(r" +", " ", shown.replace("<", "‹").replace(">", "›")).strip()
 
 
+@cache
 def schema_format(reply: type[BaseModel]) -> dict:
     """The `response_format` that constrains a reply to a model's JSON schema."""
     from openai.lib._pydantic import to_strict_json_schema
