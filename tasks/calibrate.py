@@ -109,7 +109,10 @@ def read_labels(path: str | Path) -> list[Labelled]:
         if not line.strip():
             continue
         try:
-            labels.append(Labelled.of(json.loads(line)))
+            row = json.loads(line)
+            if isinstance(row.get("answers"), str):
+                raise ValueError("answers is no list")
+            labels.append(Labelled.of(row))
         except (ValueError, TypeError, AttributeError) as problem:
             wanted = '{"question", "answers": [...], "answer", "system", "label": 0 or 1}'
             raise ValueError(f"{path} line {number}: {problem}; a label is {wanted}") from problem

@@ -73,8 +73,9 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     the same snapshot are evaluated once.
     """
     grader = judge.configured()
-    arms_asked = (candidate.id, champion.id if champion else None, kind, grader.version if grader else None)
-    key = digest(*arms_asked, snapshot.id, as_json(suite), CODE_VERSION)
+    advised = (grader.version, settings().judge_rubric) if grader else ()
+    arms_asked = (candidate.id, champion.id if champion else None, kind, snapshot.id)
+    key = digest(*arms_asked, *advised, as_json(suite), CODE_VERSION)
     path = settings().home / "reports" / candidate.id / f"{key[:16]}.json"
     if path.exists():
         return Evaluation.of(json.loads(path.read_text())["evaluation"])

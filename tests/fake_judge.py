@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from tasks.judge import Bill, Judge
+from tasks.bill import Bill
+from tasks.judge import Judge
 
-Reply = Callable[[dict], "str | int | float"]
+Reply = Callable[[dict], "str | int | float | bytes"]
 
 
 @dataclass
 class Endpoint:
-    """What was asked, and where. `reply` gives a content, a status from 400 on, or the seconds it keeps silent."""
+    """What was asked, and where. `reply` gives a content, a status from 400 on, the seconds it keeps silent,
+    or a whole body in bytes."""
 
     url: str
     reply: Reply
@@ -46,6 +48,8 @@ def serve(reply: Reply) -> Iterator[Endpoint]:
             usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
             whole = {"id": "1", "object": "chat.completion", "created": 1, "model": "tiny", "usage": usage}
             sent = json.dumps(whole | {"choices": [choice]} if status == 200 else {"error": {"message": "busy"}})
+            if isinstance(said, bytes):
+                sent = said.decode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(sent.encode())))

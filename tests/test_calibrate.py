@@ -152,7 +152,8 @@ def test_a_file_of_labels_is_read_and_a_wrong_line_is_named(tmp_path):
     row = {"question": "q", "answers": ["x"], "answer": "y", "system": "a", "label": 1}
     file.write_text(json.dumps(row) + "\n\n")
     assert read_labels(file) == [Labelled("q", ("x",), "y", "a", 1)]
-    for wrong in ("{", json.dumps(row | {"label": 2}), json.dumps(row | {"verdict": 1}), '{"question": "q"}', "[]"):
+    changed = [json.dumps(row | change) for change in ({"label": 2}, {"verdict": 1}, {"answers": "x"})]
+    for wrong in ("{", "[]", '{"question": "q"}', *changed):
         file.write_text(json.dumps(row) + "\n" + wrong)
         with pytest.raises(ValueError, match="line 2"):
             read_labels(file)

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from settings import settings
-from tasks.judge import Bill, Judgeable, configured, containment, inert
+from tasks.bill import Bill
+from tasks.judge import Judgeable, configured, containment, inert
 from tests.fake_judge import lexical, serve
 
 RIGHT = Judgeable("Who got the prize?", ("Röntgen",), "It was Röntgen.")
@@ -57,6 +58,15 @@ def test_a_judge_that_stays_broken_is_unmeasured_after_the_client_gave_up(tmp_pa
         assert math.isnan(judge.verdicts([RIGHT])[0])
     assert len(endpoint.asked) == 3
     assert judge.bill.spent == 0
+
+
+@pytest.mark.parametrize("body", [b"<html>Welcome</html>", b"{}", b'{"choices": []}', b'{"choices": [null]}', b"null"])
+def test_an_address_that_is_no_judge_is_unmeasured_and_told(tmp_path, monkeypatch, body):
+    monkeypatch.setattr("tasks.judge.RETRIES", 0)
+    with serve(lambda _: body) as endpoint:
+        judge = endpoint.judge(tmp_path)
+        assert math.isnan(judge.verdicts([RIGHT])[0])
+    assert "does PERENNIAL_JUDGE_URL end with /v1?" in judge.bill.says()
 
 
 def test_a_refused_key_says_so(tmp_path):

@@ -106,6 +106,12 @@ def test_a_judge_that_talks_nonsense_is_unmeasured_everywhere(models, tmp_path):
     assert all(math.isnan(values[0]) for values in scores.values()), scores
 
 
+def test_a_judge_that_finds_no_statement_to_check_is_unmeasured_and_not_zero(models, tmp_path):
+    with serve(lambda body: agreeable(body).replace('{"statements": [', '{"statements": [], "was": [')) as endpoint:
+        scores = scored([item()], endpoint.judge(tmp_path), 0, 1)
+    assert math.isnan(scores["ragas_faithfulness"][0])
+
+
 def test_an_item_without_an_answer_is_unmeasured_and_costs_nothing(models, tmp_path):
     with serve(agreeable) as endpoint:
         scores = scored([item(answered=False)], endpoint.judge(tmp_path), 1, 1)

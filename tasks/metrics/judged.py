@@ -2,7 +2,8 @@
 is better, NaN where the judge gave nothing that the metric could use.
 
 The judge is the libraries' model, through the judge's one door, so that its memory, budget and retries hold for them
-too. Only answerable questions are judged: the question alone decides. To add a metric: a row in DEEPEVAL or RAGAS.
+too. Only answerable questions are judged: the question alone decides. To add one: a row
+in `deepeval_metrics` or `ragas_metrics`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from data.records import Answer, GoldenQuestion, digest
-from tasks.judge import DATA_ONLY, MOST_TOKENS, Judge, Judgeable, inert, reason, schema_format
+from tasks.bill import MOST_TOKENS
+from tasks.judge import DATA_ONLY, Judge, Judgeable, inert, reason, schema_format
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -214,4 +216,4 @@ async def measured(judge: Judge, name: str, measure: Awaitable[float]) -> float:
     except (OpenAIError, InstructorError, DeepEvalError, ValueError, LookupError, ArithmeticError) as problem:
         judge.bill.problems[f"{name}: {reason(problem)}"] += 1
         return math.nan
-    return min(1.0, max(0.0, value))
+    return value if math.isnan(value) else min(1.0, max(0.0, value))
