@@ -28,14 +28,14 @@ def ask(judge: Judge) -> list[float]:
     return judge.verdicts([anchor.judgeable for anchor in read_labels(FILE)], fresh=True)
 
 
-def moved(before: Sequence[float], now: Sequence[float]) -> bool:
+def moved(before: Sequence[float], now: Sequence[float]) -> bool | None:
     """Whether more verdicts changed than FLIP_RATE explains (binomial, ALPHA).
 
-    Fewer than ENOUGH of the anchors measured both times say nothing: an unreachable judge has not moved.
+    None where fewer than ENOUGH of the anchors were measured both times: an unreachable judge has not moved.
     """
     both = [(a, b) for a, b in zip(before, now, strict=True) if not (math.isnan(a) or math.isnan(b))]
     if len(both) < ENOUGH * len(before):
-        return False
+        return None
     flips = sum(a != b for a, b in both)
     return bool(stats.binom.sf(flips - 1, len(both), FLIP_RATE) < ALPHA)
 
@@ -43,17 +43,16 @@ def moved(before: Sequence[float], now: Sequence[float]) -> bool:
 def watch(book: Ledger, assistant: str, judge: Judge) -> dict:
     """Ask the anchors and store the signal: the judge's `version`, its first verdicts, and whether they `moved`.
 
-    A new version, or a first time with enough verdicts, starts anew.
+    A new version starts anew. Where too few are measured the signal stays as it was.
     """
     known, now = book.signal_states(assistant).get(SIGNAL), ask(judge)
     if known is None or known["version"] != judge.version:
-        if sum(map(math.isnan, now)) > (1 - ENOUGH) * len(now):
-            print("judge: too few anchors were measured to compare with later")
-            return {}
         return start(book, assistant, judge.version, now)
-    state = known | {"moved": moved([math.nan if v is None else v for v in known["anchors"]], now)}
-    book.store_signals(assistant, {SIGNAL: state})
-    return state
+    said = moved([math.nan if verdict is None else verdict for verdict in known["anchors"]], now)
+    if said is None:
+        return known
+    book.store_signals(assistant, {SIGNAL: known | {"moved": said}})
+    return known | {"moved": said}
 
 
 def have_moved(states: dict[str, dict]) -> bool:
@@ -62,7 +61,10 @@ def have_moved(states: dict[str, dict]) -> bool:
 
 
 def start(book: Ledger, assistant: str, version: str, verdicts: Sequence[float]) -> dict:
-    """Take the verdicts as those that later ones are compared with."""
+    """Take the verdicts as those that later ones are compared with; {} and no change where too few are measured."""
+    if sum(map(math.isnan, verdicts)) > (1 - ENOUGH) * len(verdicts):
+        print("judge: too few anchors were measured to compare with later")
+        return {}
     anchors = [None if math.isnan(verdict) else verdict for verdict in verdicts]
     state = {"version": version, "anchors": anchors, "moved": False}
     book.store_signals(assistant, {SIGNAL: state})

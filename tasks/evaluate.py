@@ -40,7 +40,7 @@ class Suite(Record):
     """What is asked. Unanswerable questions are made by leaving out the answering section where the set has too few.
 
     Where there is a judge it gives a verdict on `judged` answers of each arm and scores `judged_deeply` of them under
-    the metrics of DeepEval and Ragas, about forty requests each.
+    the metrics of DeepEval and Ragas, about thirty requests each.
     """
 
     bootstrap_questions: int = 60
