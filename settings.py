@@ -37,6 +37,14 @@ class Settings(BaseSettings):
     training_gpu: bool = Field(False, description="one GPU per training worker")
     price_cpu_hour: float = Field(0.04, description="what an hour of one processor costs, for cost estimates")
     price_gpu_hour: float = Field(2.5, description="what an hour of one GPU costs, for cost estimates")
+    judge_url: str | None = Field(None, description="OpenAI-compatible endpoint of a judge (…/v1); none: no judge")
+    judge_model: str | None = Field(None, description="the judge's model; needed with judge_url")
+    judge_key: str | None = Field(None, description="the judge's API key")
+    judge_timeout_s: float = Field(60.0, description="how long one request to the judge may take")
+    judge_budget: float = Field(5.0, description="the most one run may spend on the judge")
+    judge_price_input: float = Field(2.5, description="what a million tokens read by the judge cost; 0 for your own")
+    judge_price_output: float = Field(10.0, description="what a million tokens written by the judge cost")
+    judge_rubric: str = Field("", description="the team's own criteria, judged by DeepEval's G-Eval; '' for none")
     request_timeout_s: float = 60.0
     max_queued: int = Field(128, description="requests in the endpoint at once; more get 429 with Retry-After")
 

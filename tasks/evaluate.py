@@ -28,7 +28,7 @@ from data.records import (
     digest,
 )
 from settings import settings
-from tasks import gate
+from tasks import anchors, gate, judge
 from tasks.arm import Arm, sentences
 from tasks.gate import GateSettings, Scores
 
@@ -37,7 +37,11 @@ CODE_VERSION = "1"
 
 @dataclass(frozen=True)
 class Suite(Record):
-    """What is asked. Unanswerable questions are made by leaving out the answering section where the set has too few."""
+    """What is asked. Unanswerable questions are made by leaving out the answering section where the set has too few.
+
+    Where there is a judge it gives a verdict on `judged` answers of each arm and scores `judged_deeply` of them under
+    the metrics of DeepEval and Ragas, about thirty requests each.
+    """
 
     bootstrap_questions: int = 60
     rollback_questions: int = 100
@@ -45,6 +49,8 @@ class Suite(Record):
     latency_questions: int = 60
     probes: int = 60
     given_passage: bool = True
+    judged: int = 400
+    judged_deeply: int = 20
 
 
 @dataclass(frozen=True)
@@ -66,17 +72,23 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     `kind`: bootstrap (hard constraints on a few questions), tuned, reindex, reprompt, rollback. The same releases on
     the same snapshot are evaluated once.
     """
-    key = digest(candidate.id, champion.id if champion else None, kind, snapshot.id, as_json(suite), CODE_VERSION)
+    grader = judge.configured()
+    advised = (grader.version, settings().judge_rubric) if grader else ()
+    arms_asked = (candidate.id, champion.id if champion else None, kind, snapshot.id)
+    key = digest(*arms_asked, *advised, as_json(suite), CODE_VERSION)
     path = settings().home / "reports" / candidate.id / f"{key[:16]}.json"
     if path.exists():
         return Evaluation.of(json.loads(path.read_text())["evaluation"])
     start = time.monotonic()
-    tombstones = Ledger(settings().ledger).tombstones(candidate.assistant)
+    book = Ledger(settings().ledger)
+    tombstones = book.tombstones(candidate.assistant)
     golden, left_out = questions_for(snapshot, kind, suite)
     hard = sound_files(candidate)
     scores: dict[str, Scores] = {}
     rows: dict[str, list[dict]] = {}
     probes: list[float] | None = None
+    if grader:
+        anchors.watch(book, candidate.assistant, grader)
     if not any(hard.values()):
         with ExitStack() as opened:
             arms = {"candidate": Arm.open(candidate, opened)}
@@ -87,6 +99,8 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
                 answers = arm.answer(golden, left_out, tombstones, name)
                 given_passage = kind == "tuned" and suite.given_passage
                 scores[name], rows[name] = arm.score(golden, answers, given_passage)
+                if grader:
+                    scores[name].metrics.update(advice(grader, golden, answers, suite))
                 if name == "candidate":
                     hard |= sound_answers(answers, arm, tombstones)
             if kind == "tuned" and champion and champion.model != candidate.model:
@@ -114,6 +128,15 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     partial.replace(path)
     print(f"evaluate: {len(golden)} questions, {len(scores)} arms, {seconds:.0f} s")
     return evaluation
+
+
+def advice(grader: judge.Judge, golden: Sequence[GoldenQuestion], answers: list[Answer], suite: Suite) -> dict:
+    """What a judge says of one arm's answers: scores that are shown and never decide by themselves."""
+    from tasks.metrics import judged
+
+    scored = judged.score(golden, answers, grader, suite.judged, suite.judged_deeply, settings().judge_rubric)
+    print(grader.bill.says())
+    return scored
 
 
 def decide(evaluation: Evaluation, kind: str, gates: GateSettings, tuned_decisions: int = 0) -> Decision:

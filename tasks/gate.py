@@ -24,7 +24,7 @@ from tasks.intervals import (
     tango_z,
     worst_case,
 )
-from tasks.metrics import aggregate
+from tasks.metrics import ADVISORY, aggregate
 
 __all__ = ["GateSettings", "Scores", "decide", "paired_interval"]
 
@@ -62,6 +62,10 @@ class GateSettings(Record):
             )
         if self.primary in self.guardrails:
             raise ValueError(f"{self.primary!r} is the primary metric and a guardrail; take it out of one")
+        if judged := [name for name in (self.primary, *self.guardrails) if name.startswith(ADVISORY)]:
+            raise ValueError(
+                f"{judged[0]!r} is a judge's score, and those only advise; name one of tasks.metrics.METRICS"
+            )
 
 
 def decide(

@@ -19,6 +19,8 @@ from prefect.runtime import flow_run
 from data import snapshots
 from data.ledger import Ledger
 from data.records import Decision, Release, Snapshot, as_json
+from tasks import calibrate
+from tasks.calibrate import Calibration
 from tasks.diagnose import Evidence, Remedy
 from tasks.retrieval import RetrievalReport
 from tasks.retrieval import markdown as table
@@ -112,6 +114,12 @@ def retrieval(assistant: str, found: RetrievalReport) -> None:
     said = f"{assistant}: hit@3 {found['hit@3'].mean:.1%}, MRR {found['mrr'].mean:.3f} on {found.questions} questions"
     print(f"retrieval: {said}")
     create_markdown_artifact(key="retrieval", markdown=f"## {assistant}\n\n{table(found)}\n", description=said)
+
+
+def calibration(assistant: str, found: Calibration) -> None:
+    """How far the judge agrees with people, and for whom it is biased."""
+    text = f"## Judge of {assistant}\n\n{calibrate.markdown(found)}\n"
+    create_markdown_artifact(key="calibration", markdown=text, description=found.says())
 
 
 def ask_reviews(ledger: Ledger, snapshot: Snapshot) -> None:

@@ -18,7 +18,7 @@ from data.ledger import Ledger
 from data.records import Interval, Record, Release, Snapshot, Sources, as_json, digest
 from data.requests import RequestLog
 from settings import settings
-from tasks import deploy, drift, index
+from tasks import anchors, deploy, drift, index
 from tasks.diagnose import Evidence
 from tasks.drift import EDetector, Questions, Signal, Watch
 
@@ -99,6 +99,7 @@ def watch(assistant: str, chosen: MonitorSettings = MonitorSettings()) -> tuple[
         signals=signals,
         seconds_since_promotion=since,
         parse_failures=len(failed) / len(recent) if len(recent) >= 20 and len(failed) >= 3 else 0.0,
+        judge_moved=anchors.have_moved(states),
         quality_alarm=bool(alarmed & {"grounding", "abstention"}),
         change_covers_deploy=bool(quality and since is not None and since < 86_400),
         stale_sections=len(stale.changed) + len(stale.added) + len(stale.deleted),

@@ -4,8 +4,8 @@ A per-item score is a number, `None` (the metric does not apply to this question
 answerable one), or NaN (it applies and could not be measured). Whether a metric applies depends on the golden
 question alone, never on the answer, so two releases are always compared on the same questions.
 
-No metric here needs a model: DeepEval and Ragas metrics that are plain arithmetic, and plain functions. To add one:
-a function of an `Item` in the file of its subject, a row in `METRICS`, a test.
+No metric in this table needs a model: DeepEval and Ragas metrics that are plain arithmetic, and plain functions. To add
+one: a function of an `Item` in the file of its subject, a row in `METRICS`, a test.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from collections.abc import Callable, Sequence
 from tasks.metrics import abstention, answers, grounding, retrieval
 from tasks.metrics.item import Item, answerable
 
-__all__ = ["METRICS", "Item", "Metric", "aggregate", "answerable", "score"]
+__all__ = ["ADVISORY", "METRICS", "Item", "Metric", "aggregate", "answerable", "score"]
 
 Metric = Callable[[Item], float | None]
+
+ADVISORY = ("judged_", "deepeval_", "ragas_")
+"""How the names of a judge's scores begin (`tasks.metrics.judged`). They advise; no gate decides by them."""
 
 METRICS: dict[str, Metric] = {
     "correct": abstention.correct,

@@ -1,0 +1,58 @@
+"""`python -m flows.calibrate`: how far the judge agrees with people, and whether it may be heard."""
+
+from __future__ import annotations
+
+import argparse
+
+from prefect import flow
+
+from data.ledger import Ledger
+from data.records import as_json
+from settings import settings
+from tasks import anchors, judge, report
+from tasks.calibrate import KIND, Calibration, Rules, calibrate, markdown, read_labels
+
+
+@flow(name="calibrate", log_prints=True)
+def calibrate_judge(assistant: str, labels: str, rules: Rules = Rules()) -> Calibration:
+    """`measure`, with the table in the Prefect UI."""
+    found = measure(assistant, labels, rules)
+    report.calibration(assistant, found)
+    return found
+
+
+def measure(assistant: str, labels: str, rules: Rules = Rules()) -> Calibration:
+    """The configured judge on the labelled items at `labels` (JSON lines), recorded in the ledger with its version.
+
+    Everything is asked anew, the anchors too: from here on the judge has moved when they do.
+
+    Raises LookupError without a judge, KeyError for an unknown assistant, ValueError for a line that is no label.
+    """
+    book, asked = Ledger(settings().ledger), judge.configured()
+    if asked is None:
+        raise LookupError("no judge is configured; set PERENNIAL_JUDGE_URL and PERENNIAL_JUDGE_MODEL")
+    book.assistant(assistant)
+    items = read_labels(labels)
+    asked.forget()
+    found = calibrate(items, asked.verdicts([item.judgeable for item in items]), asked.version, rules)
+    anchors.start(book, assistant, asked.version, anchors.ask(asked))
+    print(asked.bill.says())
+    book.decide(assistant, KIND, None, "passed" if found.passed else "advisory", found.says(), as_json(found))
+    return found
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m flows.calibrate", description="May the judge be heard?")
+    parser.add_argument("--assistant", required=True)
+    parser.add_argument("--labels", required=True, help="JSON lines: question, answers, answer, system, label (0 or 1)")
+    parser.add_argument("--margin", type=float, default=Rules().margin, help="of the gate; a judge may inflate by half")
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = arguments()
+    print(markdown(measure(chosen.assistant, chosen.labels, Rules(margin=chosen.margin))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""Calibration: what a judge must show before it is heard, and what it never may."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from flows import monitor
+from flows.calibrate import measure
+from settings import settings
+from tasks import anchors
+from tasks.calibrate import (
+    KIND,
+    Calibration,
+    Labelled,
+    Rules,
+    blocked,
+    calibrate,
+    cohen,
+    markdown,
+    may_block,
+    read_labels,
+)
+from tasks.diagnose import Evidence, diagnose
+from tasks.judge import containment
+from tasks.ppi import Judged
+from tests.fake_judge import lexical, serve
+from tests.ledgers import go_live, new_ledger, release
+
+VERSION = "tiny@1"
+
+
+def labelled(n=1000, agree=0.95, inflate=0.0, systems=("a", "b"), seed=0):
+    """Answers of two systems and a judge that agrees with people, and calls `inflate` of b's wrong ones right."""
+    random, items, verdicts = np.random.default_rng(seed), [], []
+    for number in range(n):
+        for system in systems:
+            label = int(random.random() < 0.7)
+            said = label if random.random() < agree else 1 - label
+            if system == "b" and not said and random.random() < inflate:
+                said = 1
+            items.append(Labelled(f"q{number}", ("x",), "y", system, label))
+            verdicts.append(float(said))
+    return items, verdicts
+
+
+def test_a_judge_that_agrees_with_people_passes():
+    found = calibrate(*labelled(), VERSION)
+    assert found.passed, found.lacking
+    assert found.items == 2000
+    assert 0.8 < found.kappa < 0.95
+    assert found.true_positives == pytest.approx(0.95, abs=0.02)
+
+
+def test_each_thing_that_a_judge_lacks_is_said():
+    def lacks(*about, rules=Rules()):
+        return " ".join(calibrate(*about, VERSION, rules).lacking)
+
+    assert "90 labelled items" in lacks(*labelled(n=45))
+    assert "kappa" in lacks(*labelled(agree=0.7))
+    assert "wrong answers" in lacks(*labelled(inflate=0.9, systems=("b",)))
+    assert "inflate b against a" in lacks(*labelled(inflate=0.5))
+    assert "bias takes" in lacks(*labelled(n=120, agree=0.9))
+    assert "two systems" in lacks(*labelled(systems=("a",)))
+
+
+def test_a_judge_that_says_yes_to_everything_does_not_pass():
+    items, _ = labelled()
+    found = calibrate(items, [1.0] * len(items), VERSION)
+    assert (found.kappa, found.true_negatives) == (0.0, 0.0)
+    assert not found.passed
+
+
+def test_bias_is_paired_by_question_and_has_a_side():
+    found = calibrate(*labelled(inflate=0.5), VERSION)
+    worst = found.bias[0]
+    assert (worst.arm, worst.against) == ("b", "a")
+    assert worst.lower > 0
+    assert found.bias[-1].mean == pytest.approx(-worst.mean)
+
+
+def test_the_items_that_a_bias_takes_follow_the_formula():
+    items, verdicts = labelled(agree=0.9)
+    found = calibrate(items, verdicts, VERSION, Rules(margin=0.1))
+    excess = np.array(verdicts) - [item.label for item in items]
+    spread = np.var(excess[::2] - excess[1::2], ddof=1)
+    assert found.bias[0].needed == pytest.approx((1.645 / 0.05) ** 2 * spread, rel=0.01)
+
+
+def test_unmeasured_items_are_counted_and_left_out():
+    items, verdicts = labelled()
+    found = calibrate(items, [math.nan] * 100 + verdicts[100:], VERSION)
+    assert (found.items, found.unmeasured) == (1900, 100)
+    assert "1 labelled items" in calibrate(items[:2], [1.0, math.nan], VERSION).lacking[0]
+    assert not calibrate(items[:2], [math.nan, math.nan], VERSION).passed
+
+
+def test_kappa_is_agreement_beyond_chance():
+    assert cohen(np.array([1, 0, 1, 0]), np.array([1, 0, 1, 0])) == 1.0
+    assert cohen(np.array([1, 0, 0, 1]), np.array([1, 1, 0, 0])) == 0.0
+    assert math.isnan(cohen(np.ones(3), np.ones(3)))
+
+
+def test_a_judge_may_block_only_when_calibrated_as_it_is_now():
+    good, poor = calibrate(*labelled(), VERSION), calibrate(*labelled(agree=0.7), VERSION)
+    assert may_block(good, VERSION) == ""
+    assert "never calibrated" in may_block(None, VERSION)
+    assert "tiny@1 was calibrated" in may_block(good, "tiny@2")
+    assert "advisory: kappa" in may_block(poor, VERSION)
+
+
+def test_bias_does_not_keep_a_judge_out_where_labels_correct_it():
+    biased = calibrate(*labelled(inflate=0.5, agree=0.98), VERSION)
+    assert not biased.passed
+    assert may_block(biased, VERSION) == ""
+    assert may_block(replace(biased, items=199), VERSION)
+
+
+def worse(labels, seed=0):
+    """A candidate 20 points worse; the judge sees most of it; people judged the first `labels` questions."""
+    random, pairs = np.random.default_rng(seed), []
+    for number in range(800):
+        truth = float(random.choice([-1, 0, 1], p=[0.25, 0.7, 0.05]))
+        verdict = truth if random.random() < 0.9 else 0.0
+        pairs.append(Judged(verdict, f"d{number}", truth if number < labels else None))
+    return pairs
+
+
+def test_a_worse_candidate_is_blocked_by_judge_and_people_together_and_never_by_the_judge_alone():
+    good = calibrate(*labelled(), VERSION)
+    interval, said = blocked(worse(80), good, VERSION)
+    assert interval.verdict == "reject"
+    assert "80 labels" in said
+    few = [replace(pair, cluster=f"d{at % 14}") for at, pair in enumerate(worse(80))]
+    lost = [replace(pair, verdict=math.nan) for pair in worse(80)]
+    refused = [(worse(0), good), (worse(59), good), (few, good), (lost, good), (worse(80), None)]
+    for pairs, found in (*refused, (worse(80), replace(good, version="tiny@2"))):
+        interval, said = blocked(pairs, found, VERSION)
+        assert interval is None
+        assert said.startswith("The judge does not vote")
+
+
+def test_a_candidate_that_people_find_equal_is_not_blocked_by_a_judge_that_hates_it():
+    pairs = [Judged(-1.0, f"d{n}", 0.0 if n < 80 else None) for n in range(800)]
+    assert blocked(pairs, calibrate(*labelled(), VERSION), VERSION)[0] is None
+
+
+def test_a_file_of_labels_is_read_and_a_wrong_line_is_named(tmp_path):
+    file = tmp_path / "labels.jsonl"
+    row = {"question": "q", "answers": ["x"], "answer": "y", "system": "a", "label": 1}
+    file.write_text(json.dumps(row) + "\n\n")
+    assert read_labels(file) == [Labelled("q", ("x",), "y", "a", 1)]
+    changed = [json.dumps(row | change) for change in ({"label": 2}, {"verdict": 1}, {"answers": "x"})]
+    for wrong in ("{", "[]", '{"question": "q"}', *changed):
+        file.write_text(json.dumps(row) + "\n" + wrong)
+        with pytest.raises(ValueError, match="line 2"):
+            read_labels(file)
+    file.write_text("")
+    with pytest.raises(ValueError, match="no labels"):
+        read_labels(file)
+
+
+def test_there_are_fifty_anchors_half_of_them_right_and_words_alone_mostly_tell_which():
+    rows = read_labels(anchors.FILE)
+    assert (len(rows), sum(row.label for row in rows)) == (50, 25)
+    said = np.array([containment(row.answer, row.answers) == 1.0 for row in rows])
+    assert np.mean(said == [row.label for row in rows]) > 0.6
+
+
+def test_anchors_move_when_more_verdicts_change_than_chance_explains():
+    before = [1.0, 0.0] * 25
+    flipped = [1 - verdict for verdict in before[:5]] + before[5:]
+    assert not anchors.moved(before, before)
+    assert not anchors.moved(before, flipped[:3] + before[3:])
+    assert anchors.moved(before, flipped)
+    assert anchors.moved(before, [math.nan] * 50) is None
+
+
+def test_a_judge_that_was_swapped_behind_its_address_is_told_from_its_anchors(tmp_path):
+    book = new_ledger(tmp_path, "wiki")
+    with serve(lexical) as endpoint:
+        assert anchors.watch(book, "wiki", endpoint.judge(tmp_path))["moved"] is False
+        assert anchors.watch(book, "wiki", endpoint.judge(tmp_path))["moved"] is False
+        assert len(endpoint.asked) == 100, "anchors are asked anew, not remembered"
+        endpoint.reply = lambda body: '{"correct": "yes"}'
+        assert anchors.watch(book, "wiki", endpoint.judge(tmp_path))["moved"] is True
+    assert anchors.have_moved(book.signal_states("wiki"))
+
+
+def test_moved_anchors_ask_a_person_to_recalibrate_and_touch_nothing_live(tmp_path, monkeypatch):
+    told: list = []
+    monkeypatch.setattr(monitor.report, "alert", lambda *alert: told.append(alert))
+    book, live = new_ledger(tmp_path, "wiki"), release()
+    go_live(book, live)
+    book.store_signals("wiki", {anchors.SIGNAL: {"version": VERSION, "anchors": [], "moved": True}})
+    states = book.signal_states("wiki")
+    evidence = Evidence(judge_moved=anchors.have_moved(states))
+    monitor.ask_for(book, "wiki", live.id, diagnose(evidence), evidence, states)
+    assert book.decisions("wiki", "diagnosis")[0]["verdict"] == "recalibrate"
+    assert "recalibrate the judge" in told[0][1]
+    assert book.outbox("wiki") == []
+    assert book.assistant("wiki")["live_release"] == live.id
+
+
+def test_a_judge_that_does_not_answer_has_not_moved_and_is_no_reference(tmp_path):
+    book = new_ledger(tmp_path, "wiki")
+    with serve(lambda body: "nonsense") as endpoint:
+        assert anchors.watch(book, "wiki", endpoint.judge(tmp_path)) == {}
+        endpoint.reply = lexical
+        state = anchors.watch(book, "wiki", endpoint.judge(tmp_path))
+        assert state["moved"] is False
+        book.store_signals("wiki", {anchors.SIGNAL: state | {"moved": True}})
+        endpoint.reply = lambda body: "nonsense"
+        assert anchors.watch(book, "wiki", endpoint.judge(tmp_path))["moved"] is True, "an alarm stays until it is said"
+
+
+@pytest.fixture
+def configured(tmp_path, monkeypatch):
+    """A ledger with the assistant wiki, and the judge of the settings on a real port."""
+    book = new_ledger(tmp_path, "wiki")
+    chosen = {"home": tmp_path, "ledger_url": str(book.engine.url), "judge_model": "tiny"}
+    with serve(lexical) as endpoint:
+        for name, value in (chosen | {"judge_url": endpoint.url}).items():
+            monkeypatch.setattr(settings(), name, value)
+        yield book
+
+
+def test_the_command_records_a_calibration_and_takes_the_anchors_as_the_new_reference(configured, tmp_path, capsys):
+    file = tmp_path / "labels.jsonl"
+    rows = [
+        {"question": f"q{n}", "answers": ["Röntgen"], "answer": said, "system": system, "label": int(said == "Röntgen")}
+        for n in range(110)
+        for system, said in (("old", ("Röntgen", "Curie")[n % 2]), ("new", ("Röntgen", "Curie")[n % 3 == 0]))
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    found = measure("wiki", str(file))
+    assert found.passed, found.lacking
+    recorded = configured.decisions("wiki", KIND)[0]
+    assert (recorded["verdict"], Calibration.of(recorded["body"])) == ("passed", found)
+    assert found.version.startswith("tiny@")
+    assert configured.signal_states("wiki")["judge"]["version"] == found.version
+    assert "| new | old |" in markdown(found)
+    assert "270 requests" in capsys.readouterr().out
+
+
+def test_the_command_says_what_it_needs(tmp_path):
+    with pytest.raises(LookupError, match="PERENNIAL_JUDGE_URL"):
+        measure("wiki", str(tmp_path / "none"))
