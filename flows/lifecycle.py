@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
-from data import feedback
+from data import feedback, reviews, snapshots
 from data.ledger import Ledger
 from data.records import Decision, IndexVersion, Model, Prompt, Release, Retrieval, Snapshot, Sources, as_json
 from data.requests import RequestLog
@@ -195,9 +195,11 @@ def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapsho
     book = ledger()
     if (known := evaluate.decided(book, candidate, live)) is not None:
         return known
-    judged_before = evaluate.tuned_decisions(book, candidate)
+    judged_before = evaluate.tuned_decisions(book, candidate, snapshot)
     decision = decide_gate(evaluate_release(candidate, live, kind, snapshot), kind, gates, judged_before)
     book.decide_gate(candidate.assistant, decision)
+    if decision.verdict == "hold":
+        reviews.ask_held(book, candidate.assistant, decision)
     report.gate(decision)
     return decision
 
@@ -257,7 +259,8 @@ def prepared(sources: Sources) -> Snapshot:
     """A snapshot of the sources and of what people said; edits that only a person can settle are listed for review."""
     book, name = ledger(), sources.assistant
     said = feedback.read(book, name, RequestLog(settings().requests))
-    snapshot = prepare_snapshot(sources, known_snapshot(name), said)
+    rulings = reviews.rulings(book, name)
+    snapshot = prepare_snapshot(sources, known_snapshot(name), said, rulings=rulings)
     feedback.ask_reviews(book, said, snapshot)
     return snapshot
 
@@ -290,7 +293,7 @@ def index_snapshot(sources: Sources, snapshot: Snapshot) -> IndexVersion:
     book.register(sources, as_json(snapshot))
     index.bury_outdated(book, version)
     index.sweep(book, version)
-    report.ask_reviews(book, snapshot)
+    reviews.ask_aged(book, sources.assistant, snapshots.reviews(snapshot))
     report.snapshot(snapshot)
     return version
 

@@ -17,8 +17,7 @@ from prefect.artifacts import (
 from prefect.runtime import flow_run
 
 from data import snapshots
-from data.ledger import Ledger
-from data.records import Decision, Release, Snapshot, as_json
+from data.records import Decision, Release, Snapshot
 from tasks.diagnose import Evidence, Remedy
 from tasks.retrieval import RetrievalReport
 from tasks.retrieval import markdown as table
@@ -112,13 +111,6 @@ def retrieval(assistant: str, found: RetrievalReport) -> None:
     said = f"{assistant}: hit@3 {found['hit@3'].mean:.1%}, MRR {found['mrr'].mean:.3f} on {found.questions} questions"
     print(f"retrieval: {said}")
     create_markdown_artifact(key="retrieval", markdown=f"## {assistant}\n\n{table(found)}\n", description=said)
-
-
-def ask_reviews(ledger: Ledger, snapshot: Snapshot) -> None:
-    """Put the golden questions that aged with their source into the review queue."""
-    aged = [question for question in snapshots.golden(snapshot) if not question.votes]
-    subjects = {f"{question.id}@{snapshot.id}": as_json(question) for question in aged}
-    ledger.ask_review(snapshot.assistant, "aged golden question", subjects)
 
 
 @contextmanager

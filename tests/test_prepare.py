@@ -144,9 +144,12 @@ def test_without_a_golden_file_documents_are_held_out_and_none_is_on_both_sides(
     assert made.golden + made.examples == 80
 
 
-def test_no_examples_at_all_are_allowed(handbook):
+def test_without_any_examples_golden_questions_are_made_from_the_documents_and_marked(handbook):
     made = prepare.prepare(Sources("handbook", handbook.sources().documents))
-    assert (made.documents, made.examples, made.golden) == (80, 0, 0)
+    assert (made.documents, made.examples, made.golden) == (80, 0, 80)
+    question = snapshots.golden(made)[0]
+    assert question.synthetic and question.votes and question.section == "Limit"
+    assert "is how many units?" in question.question and question.answers[0].endswith(" units")
 
 
 def test_an_edited_fact_ages_its_golden_question_and_takes_its_training_example_out(handbook):
