@@ -53,11 +53,6 @@ def tuned_decisions(ledger: Ledger, assistant: str, questions: Collection[Golden
         .join(releases, releases.c.id == decisions.c.release)
         .where(decisions.c.assistant == assistant, decisions.c.kind == "gate", releases.c.kind.in_(TUNED))
     )
-    return len(
-        {
-            row["release"]
-            for row in judged
-            if row["release"] != but
-            and len(now - sets.get(row["body"].get("golden"), now)) < REPLACED * max(1, len(now))
-        }
-    )
+    fresh = {sha: len(now - known) for sha, known in sets.items()}
+    wears = REPLACED * max(1, len(now))
+    return len({row["release"] for row in judged if fresh.get(row["body"].get("golden"), 0) < wears} - {but})

@@ -1,4 +1,4 @@
-"""The loop, to be read from top to bottom: documents and examples in, a released assistant out, and its four remedies.
+"""The loop, to be read from top to bottom: documents and examples in, a released assistant out, its remedies, approval.
 
 prepare -> index -> finetune -> evaluate -> gate -> warm -> smoke -> canary -> promote
 """
@@ -188,6 +188,29 @@ def rollback(
     return named(
         replace(decision, verdict="rolledback", reason=f"{bad.id} -> {back.id}; checked after: {decision.reason}")
     )
+
+
+@flow(log_prints=True)
+def approve(outbox: int, brakes: Brakes = Brakes()) -> Decision | None:
+    """Release a candidate that the gate held and a person approved, if what it was judged against is still live."""
+    with claimed("approve", None, outbox, brakes) as claim:
+        if claim is None:
+            return skipped()
+        book, candidate = ledger(), claim.body["release"]
+        held, made = Decision.of(book.gate_decision(candidate)["body"]), book.release_row(candidate)
+        live, _ = live_pointer(claim.assistant)
+        if held.verdict == "hold" and held.champion == (live.id if live else None):
+            reason = f"approved by {claim.body['by']}; the gate held it: {held.reason}"
+            held = replace(held, verdict="promote", judged="approval", reason=reason)
+            book.decide_gate(claim.assistant, held)
+        if held.judged != "approval":
+            held = replace(held, reason=f"{candidate} is no longer held against what is live: run its lifecycle again")
+            conclude(claim, held)
+            return named(held)
+        snapshot = Snapshot.of(made["snapshot"])
+        decision = release_candidate(book.release(candidate), made["kind"], snapshot, GateSettings())
+        conclude(claim, decision)
+    return named(decision)
 
 
 def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapshot, gates: GateSettings) -> Decision:

@@ -156,9 +156,7 @@ def _made(evaluation: Evaluation) -> list[str]:
     """The note that some votes are synthetic."""
     if not evaluation.synthetic:
         return []
-    return [
-        f"{evaluation.synthetic} voting questions are synthetic: made from the documents, easier than what people ask."
-    ]
+    return [f"{evaluation.synthetic} voting questions are synthetic: made from the documents, not asked by people."]
 
 
 def decided(ledger: Ledger, candidate: Release, live: Release | None) -> Decision | None:
