@@ -56,7 +56,7 @@ def routes(ledger: Ledger, read_body) -> APIRouter:
         waiting = await read(reviews.items, ledger)
         return {"items": [shown(one) for one in waiting[:MOST_SHOWN]], "waiting": len(waiting)}
 
-    @router.post(f"{PATH}/items/{{number}}")
+    @router.post(f"{PATH}/items/{{number:int}}")
     async def settle(number: int, request: Request) -> dict:
         same_origin(request)
         said: Verdict = guard.read(Verdict, await read_body(request))

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from data.ledger import Ledger
 from data.records import Chunk, Guard, Hit, IndexVersion, Model, Release
 from data.requests import RequestLog
 from serving import app as app_module
 from serving.app import create_app
 from serving.router import NoRelease
 from settings import Settings
-from tests.ledgers import new_ledger
 
 INDEX = IndexVersion("helpdesk", "uri", "t", 1, "sum", "emb", "chunk", 1, 1, "snap")
 LIVE = Release("helpdesk", Model("a" * 64, "m.gguf", "openvino", "b"), INDEX)
@@ -79,7 +79,8 @@ class Stack:
         self.hits, self.searches, self.broken = HITS, [], None
         settings = Settings(home=folder, **{"api_key": None} | chosen)
         parts = (Router(), lambda *a: self.model.generate(*a), self.find, self.log, self.add_feedback)
-        self.app = create_app(*parts, settings, TOKEN, ThreadPoolExecutor(2), new_ledger(folder, "helpdesk"))
+        ledger = Ledger(f"sqlite:///{folder}/ledger.db")
+        self.app = create_app(*parts, settings, TOKEN, ThreadPoolExecutor(2), ledger)
 
     def find(self, release, question, before, tombstones):
         if self.broken:
