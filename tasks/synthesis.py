@@ -97,7 +97,7 @@ def _once(one: Asked, corpus: Corpus) -> bool:
 def reads(one: Asked) -> bool:
     """Whether a reader that picks the sentence with the most words of the question finds the answer, without a tie."""
     asked = _bag(one.question)
-    shared = {part: len(asked & _bag(part)) for part in split_sentences(one.section.text)}
+    shared = {part: len(asked & _bag(f"{header} {part}")) for part, header in _parts(one.section.text)}
     best = max(shared.values(), default=0)
     return [part for part, number in shared.items() if number == best] == [one.sentence]
 
@@ -120,6 +120,18 @@ def found_first(made: Sequence[Asked], sections: Sequence[Section]) -> list[Aske
         better = (scores > scores[np.arange(len(some)), own][:, None]).sum(axis=1)
         kept += [one for one, ahead in zip(some, better, strict=True) if ahead < SHOWN]
     return kept
+
+
+def _parts(text: str) -> Iterator[tuple[str, str]]:
+    """(sentence, line or row, header of its table) of a section; a row is read with its header, which is no row."""
+    header = ""
+    for part in split_sentences(text):
+        row = " | " in part
+        if row and not header:
+            header = part
+        else:
+            header = header if row else ""
+            yield part, header
 
 
 def _bag(text: str) -> set[str]:
