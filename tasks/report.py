@@ -64,7 +64,8 @@ def markdown(decision: Decision) -> str:
         for name, value in decision.metrics.items():
             other = f"{baseline[name]:.3f}" if name in baseline else ""
             lines.append(f"| {name} | {value:.3f} | {other} |")
-    return "\n".join([*lines, "", *[f"- {note}" for note in decision.notes]])
+    notes = [*decision.notes, *([f"Golden set: {decision.golden}."] if decision.golden else [])]
+    return "\n".join([*lines, "", *[f"- {note}" for note in notes]])
 
 
 def gate(decision: Decision) -> None:

@@ -1,5 +1,6 @@
 """Golden sets by hash, and how many tuned candidates one has judged."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from data import golden_sets
 from data.golden_sets import golden_hash, record, tuned_decisions
 from data.records import GoldenQuestion
+from tasks import evaluate, report
+from tasks.gate import GateSettings
 from tests.ledgers import new_ledger, release
 
 
@@ -63,3 +66,13 @@ def test_only_new_questions_replace_part_of_a_set(ledger):
 def test_a_decision_of_before_sets_had_a_hash_goes_on_counting(ledger):
     judged(ledger, "a", None)
     assert tuned_decisions(ledger, "wiki", questions(range(5))) == 1
+
+
+def test_a_decision_and_its_report_carry_the_set_and_say_how_much_of_it_is_synthetic(tmp_path):
+    body = {"candidate": None, "champion": None, "hard": {"whole": "no"}, "probes": None, "first_tuned": False}
+    (tmp_path / "e.json").write_text(json.dumps(body))
+    sha = golden_hash(questions(range(3)))
+    stored = evaluate.Evaluation(str(tmp_path / "e.json"), "rel-2", "rel-1", "tuned", 3, 0, 1.0, sha, 2)
+    decision = evaluate.decide(stored, "tuned", GateSettings())
+    assert decision.golden == sha and "2 voting questions are synthetic" in decision.notes[-1]
+    assert f"Golden set: {sha}" in report.markdown(decision)
