@@ -30,6 +30,7 @@ FIGURES = {
     "export-loss": "benchmarks.export_loss",
     "train-dpo": "benchmarks.train_dpo",
     "train-gpu": "benchmarks.train_gpu",
+    "judge-ppi": "benchmarks.judge_ppi",
 }
 
 

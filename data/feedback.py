@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -40,7 +40,8 @@ class Said(Record):
 
     `owner`: whose key it came with, None without one. `places`: the sections shown to the model, best first.
     `question` is '' where nobody knows it any more. `verdict`: '' (nobody reviewed it) or one of VERDICTS;
-    `correction`: the reviewer's answer. `withdrawn`: by whom and why, '' for a row that counts.
+    `correction`: the reviewer's answer. `golden`: the reviewer wants it asked, not trained on. `withdrawn`: by whom
+    and why, '' for a row that counts.
     """
 
     seq: int
@@ -54,6 +55,7 @@ class Said(Record):
     verdict: str = ""
     reviewer: str = ""
     correction: str | None = None
+    golden: bool = False
     withdrawn: str = ""
 
     @property
@@ -111,6 +113,7 @@ def _said(row: dict, settled: dict, gone: str, places: dict[str, Place]) -> Said
         verdict=settled.get("verdict") or "",
         reviewer=settled.get("reviewer") or "",
         correction=settled.get("answer"),
+        golden=bool((settled.get("body") or {}).get("golden")),
         withdrawn=gone,
     )
 
@@ -154,6 +157,21 @@ def review_feedback(ledger: Ledger, seq: int, verdict: str, reviewer: str, answe
     A later verdict on the same row replaces the earlier one, which stays in the review's body. Raises KeyError for a
     row that is not there, ValueError for a verdict that cannot be given.
     """
+    row = check_review(ledger, seq, verdict, reviewer, answer)
+    values = {"state": "settled", "verdict": verdict, "reviewer": reviewer.strip(), "answer": _plain(answer)}
+    values["settled_at"] = time.time()
+    mine = (reviews.c.assistant == row["assistant"], reviews.c.kind == KIND, reviews.c.subject == str(seq))
+    with ledger.write() as c:
+        known = c.execute(sa.select(reviews).where(*mine)).mappings().first()
+        if known is None:
+            subject = {"assistant": row["assistant"], "kind": KIND, "subject": str(seq), "body": {}}
+            c.execute(reviews.insert().values(**subject, **values, at=values["settled_at"]))
+            return
+        c.execute(reviews.update().where(*mine).values(**values, body=with_earlier(known)))
+
+
+def check_review(ledger: Ledger, seq: int, verdict: str, reviewer: str, answer: str | None) -> dict:
+    """The row that a verdict is about; raises as `review_feedback` does."""
     found = ledger.rows(sa.select(feedback).where(feedback.c.seq == seq))
     if not found:
         raise KeyError(f"no feedback number {seq} in the ledger")
@@ -166,20 +184,16 @@ def review_feedback(ledger: Ledger, seq: int, verdict: str, reviewer: str, answe
         raise ValueError(f"feedback {seq}: an answer belongs to the verdict 'corrected', and to no other")
     if verdict == "accepted" and not (row["rating"] or row["edit"]):
         raise ValueError(f"feedback {seq} is a remark, there is nothing to accept; correct or discard it")
-    values = {"state": "settled", "verdict": verdict, "reviewer": reviewer.strip(), "answer": _plain(answer)}
-    values["settled_at"] = time.time()
-    mine = (reviews.c.assistant == row["assistant"], reviews.c.kind == KIND, reviews.c.subject == str(seq))
-    with ledger.write() as c:
-        known = c.execute(sa.select(reviews).where(*mine)).mappings().first()
-        if known is None:
-            subject = {"assistant": row["assistant"], "kind": KIND, "subject": str(seq), "body": {}}
-            c.execute(reviews.insert().values(**subject, **values, at=values["settled_at"]))
-            return
-        body = dict(known["body"] or {})
-        if known["verdict"]:
-            earlier = {name: known[name] for name in ("verdict", "reviewer", "answer", "settled_at")}
-            body["earlier"] = [*body.get("earlier", ()), earlier]
-        c.execute(reviews.update().where(*mine).values(**values, body=body))
+    return row
+
+
+def with_earlier(row: Mapping) -> dict:
+    """The body of a review whose verdict is about to be replaced, with that verdict among the earlier ones."""
+    body = dict(row["body"] or {})
+    if row["verdict"]:
+        earlier = {name: row[name] for name in ("verdict", "reviewer", "answer", "settled_at")}
+        body["earlier"] = [*body.get("earlier", ()), earlier]
+    return body
 
 
 def ask_reviews(ledger: Ledger, said: Iterable[Said], snapshot: Snapshot) -> int:

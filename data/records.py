@@ -172,7 +172,8 @@ class GoldenQuestion(Record):
     """A held-out question. `section_hash` is the hash of the section (else of the document) it was bound to.
 
     `state`: 'active' votes; 'aged' has an edited or deleted source and waits for review (invariant 13);
-    'rederived' was bound again, because its answer occurs in exactly one new section.
+    'rederived' was bound again, because its answer occurs in exactly one new section. `origin`: 'given' by the team,
+    'feedback' that a reviewer chose, or 'generated' from the documents (synthetic).
     """
 
     id: str
@@ -182,10 +183,15 @@ class GoldenQuestion(Record):
     section: str | None
     section_hash: str
     state: str = "active"
+    origin: str = "given"
 
     @property
     def votes(self) -> bool:
         return self.state != "aged"
+
+    @property
+    def synthetic(self) -> bool:
+        return self.origin == "generated"
 
 
 # --- what is built ----------------------------------------------------------------------------
@@ -474,7 +480,10 @@ class Interval(Record):
 
 @dataclass(frozen=True)
 class Decision(Record):
-    """`verdict`: promote | bootstrap | reject | hold; `reason` is one sentence a person understands."""
+    """`verdict`: promote | bootstrap | reject | hold; `reason` is one sentence a person understands.
+
+    `golden`: the content hash of the golden questions that could vote, '' for a decision of before there was one.
+    """
 
     verdict: str
     reason: str
@@ -486,6 +495,7 @@ class Decision(Record):
     metrics: dict | None = None
     baseline: dict | None = None
     notes: tuple[str, ...] = ()
+    golden: str = ""
 
     @property
     def accepted(self) -> bool:

@@ -32,7 +32,7 @@ from data.records import (
 )
 
 # Part of every snapshot id: raise it when the same sources would give another snapshot.
-VERSION = "snapshot-3"
+VERSION = "snapshot-4"
 ROWS_IN_MEMORY = 4096
 # The `source` of quarantine rows that belong to no source file; it sorts behind every file name.
 NO_FILE = "\uffff"
@@ -60,9 +60,9 @@ SCHEMAS = {
     "preferences": _schema("id question chosen rejected document section", ("feedback", pa.list_(pa.int64()))),
     "feedback": _schema("kind item", ("seq", pa.int64())),
     "feedback_left_out": _schema("guard reason", ("seq", pa.int64())),
-    "golden": _schema("id question document section section_hash state", _ANSWERS),
+    "golden": _schema("id question document section section_hash state origin", _ANSWERS),
     "left_out": _schema("id question document section reason", _ANSWERS),
-    "reviews": _schema("id question document section old new", _ANSWERS),
+    "reviews": _schema("id question document section origin old new seen", _ANSWERS),
 }
 """Columns of each table. `dropped` names the document kept instead ('' none), `reason` says why one is left out;
 `origin` is 'given' or 'feedback'; `feedback` says which row went into which example or preference."""
@@ -269,7 +269,10 @@ def left_out(snapshot: Snapshot) -> list[dict]:
 
 
 def reviews(snapshot: Snapshot) -> list[dict]:
-    """Golden questions set aside for a person: id, question, answers, document, section, old and new text."""
+    """Golden questions set aside for a person: id, question, answers, document, section, origin, old and new text.
+
+    `seen` is the hash of the new text, '' where it is gone.
+    """
     return rows(snapshot, "reviews")
 
 

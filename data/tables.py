@@ -103,6 +103,15 @@ reviews = sa.Table(
     sa.Column("settled_at", sa.Float),
     sa.UniqueConstraint("assistant", "kind", "subject"),
 )
+golden_sets = sa.Table(
+    "golden_sets",
+    metadata,
+    sa.Column("assistant", sa.String, primary_key=True),
+    sa.Column("sha", sa.String, primary_key=True),
+    sa.Column("questions", sa.JSON),
+    sa.Column("synthetic", sa.Integer),
+    sa.Column("at", sa.Float),
+)
 withdrawals = sa.Table(
     "withdrawals",
     metadata,

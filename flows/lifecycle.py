@@ -1,4 +1,4 @@
-"""The loop, to be read from top to bottom: documents and examples in, a released assistant out, and its four remedies.
+"""The loop, to be read from top to bottom: documents and examples in, a released assistant out, its remedies, approval.
 
 prepare -> index -> finetune -> evaluate -> gate -> warm -> smoke -> canary -> promote
 """
@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
-from data import feedback
+from data import feedback, reviews, snapshots
 from data.ledger import Ledger
 from data.records import Decision, IndexVersion, Model, Prompt, Release, Retrieval, Snapshot, Sources, as_json
 from data.requests import RequestLog
@@ -190,14 +190,39 @@ def rollback(
     )
 
 
+@flow(log_prints=True)
+def approve(outbox: int, brakes: Brakes = Brakes()) -> Decision | None:
+    """Release a candidate that the gate held and a person approved, if what it was judged against is still live."""
+    with claimed("approve", None, outbox, brakes) as claim:
+        if claim is None:
+            return skipped()
+        book, candidate = ledger(), claim.body["release"]
+        held, made = Decision.of(book.gate_decision(candidate)["body"]), book.release_row(candidate)
+        live, _ = live_pointer(claim.assistant)
+        if held.verdict == "hold" and held.champion == (live.id if live else None):
+            reason = f"approved by {claim.body['by']}; the gate held it: {held.reason}"
+            held = replace(held, verdict="promote", judged="approval", reason=reason)
+            book.decide_gate(claim.assistant, held)
+        if held.judged != "approval":
+            held = replace(held, reason=f"{candidate} is no longer held against what is live: run its lifecycle again")
+            conclude(claim, held)
+            return named(held)
+        snapshot = Snapshot.of(made["snapshot"])
+        decision = release_candidate(book.release(candidate), made["kind"], snapshot, GateSettings())
+        conclude(claim, decision)
+    return named(decision)
+
+
 def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapshot, gates: GateSettings) -> Decision:
     """The gate's decision on a candidate against the live release; one on record for the pair is read, not redone."""
     book = ledger()
     if (known := evaluate.decided(book, candidate, live)) is not None:
         return known
-    judged_before = evaluate.tuned_decisions(book, candidate)
+    judged_before = evaluate.tuned_decisions(book, candidate, snapshot)
     decision = decide_gate(evaluate_release(candidate, live, kind, snapshot), kind, gates, judged_before)
     book.decide_gate(candidate.assistant, decision)
+    if decision.verdict == "hold":
+        reviews.ask_held(book, candidate.assistant, decision)
     report.gate(decision)
     return decision
 
@@ -257,7 +282,8 @@ def prepared(sources: Sources) -> Snapshot:
     """A snapshot of the sources and of what people said; edits that only a person can settle are listed for review."""
     book, name = ledger(), sources.assistant
     said = feedback.read(book, name, RequestLog(settings().requests))
-    snapshot = prepare_snapshot(sources, known_snapshot(name), said)
+    rulings = reviews.rulings(book, name)
+    snapshot = prepare_snapshot(sources, known_snapshot(name), said, rulings=rulings)
     feedback.ask_reviews(book, said, snapshot)
     return snapshot
 
@@ -290,7 +316,7 @@ def index_snapshot(sources: Sources, snapshot: Snapshot) -> IndexVersion:
     book.register(sources, as_json(snapshot))
     index.bury_outdated(book, version)
     index.sweep(book, version)
-    report.ask_reviews(book, snapshot)
+    reviews.ask_aged(book, sources.assistant, snapshots.reviews(snapshot))
     report.snapshot(snapshot)
     return version
 

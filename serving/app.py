@@ -19,11 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
+from data.ledger import Ledger
 from data.records import Release
 from data.redaction import redact
 from data.requests import Logged, RequestLog
 from serving import exchange as ex
-from serving import guard
+from serving import guard, review
 from serving.guard import Chat, Refused
 from serving.metering import Admission, Meters
 from serving.router import UNREADABLE, NoRelease, Router
@@ -58,12 +59,14 @@ def create_app(
     chosen: Settings,
     token: str,
     threads: Executor,
+    ledger: Ledger,
 ) -> FastAPI:
     """The endpoint's app. Nothing in it knows Ray: what answers, what finds and what remembers are passed in."""
     app = FastAPI(title="Perennial", docs_url=None, redoc_url=None, openapi_url=None)
     meters = Meters()
     admission = Admission(chosen.max_queued, meters.in_flight)
     app.add_middleware(Door, api_key=chosen.api_key)
+    app.include_router(review.routes(ledger, read_body))
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
@@ -277,6 +280,8 @@ def refusal(error: Refused) -> JSONResponse:
 class Door:
     """ASGI middleware: the key on every route, known or not, and an `x-request-id` on every answer.
 
+    Only the page of the review queue is without: it holds nothing, and asks for the key.
+
     What comes through has the owner of its key in `state.owner`, None where no key is asked for.
     """
 
@@ -299,7 +304,8 @@ class Door:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
-        if self.expected and not hmac.compare_digest(headers.get(b"authorization", b""), self.expected):
+        page = scope["method"] == "GET" and scope["path"] == review.PATH
+        if self.expected and not page and not hmac.compare_digest(headers.get(b"authorization", b""), self.expected):
             try:
                 self.throttle.failed((scope.get("client") or ("unknown",))[0])
             except Refused as error:

@@ -49,8 +49,8 @@ class Endpoint:
         self.router.start()
 
     def __serve_build_asgi_app__(self):
-        token, add = internal_token(), self.ledger.add_feedback
-        return create_app(self.router, self.generate, self.find, self.requests, add, settings(), token, self.threads)
+        parts = (self.router, self.generate, self.find, self.requests, self.ledger.add_feedback)
+        return create_app(*parts, settings(), internal_token(), self.threads, self.ledger)
 
     def __del__(self):
         if hasattr(self, "router"):
@@ -165,7 +165,7 @@ def unavailable() -> Refused:
 def version() -> str:
     """Changes with the code and the settings of the endpoint."""
     folders = (ROOT / "serving", ROOT / "data")
-    files = [ROOT / "settings.py", *(path for folder in folders for path in sorted(folder.glob("*.py")))]
+    files = [ROOT / "settings.py", *(path for folder in folders for path in sorted(folder.glob("*.*")))]
     return digest([path.read_text() for path in files], settings().model_dump(mode="json"))[:12]
 
 

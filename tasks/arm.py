@@ -84,7 +84,8 @@ class Arm:
         documents = {question.document for question in golden}
         by_section = len(documents) < GateSettings().min_clusters
         clusters = [f"{q.document}#{q.section}" if by_section else q.document for q in golden]
-        slices = [(q.document.split("/")[0],) if "/" in q.document else () for q in golden]
+        folders = [(q.document.split("/")[0],) if "/" in q.document else () for q in golden]
+        slices = [(*names, *(("synthetic",) if q.synthetic else ())) for names, q in zip(folders, golden, strict=True)]
         unit = "section" if by_section else "document"
         rows = [
             {

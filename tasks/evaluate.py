@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data import snapshots
+from data import golden_sets, snapshots
 from data.ledger import Ledger
 from data.records import (
     Answer,
@@ -55,7 +55,10 @@ class Suite(Record):
 
 @dataclass(frozen=True)
 class Evaluation(Record):
-    """Where the scores of one evaluation lie (JSON), and what they are of."""
+    """Where the scores of one evaluation lie (JSON), and what they are of.
+
+    `golden`: content hash of the questions that could vote; `synthetic`: how many of them the documents gave.
+    """
 
     uri: str
     release: str
@@ -64,6 +67,8 @@ class Evaluation(Record):
     questions: int
     aged: int
     seconds: float
+    golden: str = ""
+    synthetic: int = 0
 
 
 def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: Snapshot, suite: Suite = Suite()):
@@ -82,6 +87,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     start = time.monotonic()
     book = Ledger(settings().ledger)
     tombstones = book.tombstones(candidate.assistant)
+    voting = [question for question in snapshots.golden(snapshot) if question.votes]
     golden, left_out = questions_for(snapshot, kind, suite)
     hard = sound_files(candidate)
     scores: dict[str, Scores] = {}
@@ -108,9 +114,16 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
             if kind in ("reindex", "bootstrap"):
                 changed = changed_sections(candidate.index, champion.index) if champion else set()
                 probes = arms["candidate"].probe(changed, suite.probes, tombstones)
-    seconds = time.monotonic() - start
     evaluation = Evaluation(
-        str(path), candidate.id, champion.id if champion else None, kind, len(golden), snapshot.aged, seconds
+        str(path),
+        candidate.id,
+        champion.id if champion else None,
+        kind,
+        len(golden),
+        snapshot.aged,
+        time.monotonic() - start,
+        golden_sets.record(book, candidate.assistant, voting),
+        sum(question.synthetic for question in voting),
     )
     tuned_first = bool(candidate.model.adapter and champion and not champion.model.adapter)
     body = {
@@ -126,7 +139,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(body))
     partial.replace(path)
-    print(f"evaluate: {len(golden)} questions, {len(scores)} arms, {seconds:.0f} s")
+    print(f"evaluate: {len(golden)} questions, {len(scores)} arms, {evaluation.seconds:.0f} s")
     return evaluation
 
 
@@ -147,7 +160,7 @@ def decide(evaluation: Evaluation, kind: str, gates: GateSettings, tuned_decisio
     read = {arm: Scores.of(body[arm]) if body[arm] else None for arm in ("candidate", "champion")}
     if read["candidate"] is None:  # a hard constraint broke before anything could be asked
         read = dict.fromkeys(read, Scores((), ()))
-    return gate.decide(
+    decision = gate.decide(
         read["candidate"],
         read["champion"],
         body["hard"],
@@ -158,6 +171,14 @@ def decide(evaluation: Evaluation, kind: str, gates: GateSettings, tuned_decisio
         evaluation.champion,
         tuned_decisions,
     )
+    return replace(decision, golden=evaluation.golden, notes=(*decision.notes, *_made(evaluation)))
+
+
+def _made(evaluation: Evaluation) -> list[str]:
+    """The note that some votes are synthetic."""
+    if not evaluation.synthetic:
+        return []
+    return [f"{evaluation.synthetic} voting questions are synthetic: made from the documents, not asked by people."]
 
 
 def decided(ledger: Ledger, candidate: Release, live: Release | None) -> Decision | None:
@@ -181,10 +202,9 @@ def accepted(ledger: Ledger, live: Release) -> Decision:
     return replace(decision, reason=f"Live already, nothing it serves has changed. {decision.reason}")
 
 
-def tuned_decisions(ledger: Ledger, candidate: Release) -> int:
-    """How many other tuned candidates the gate has judged (index-only refreshes do not wear a golden set out)."""
-    judged = {row["release"] for row in ledger.decisions(candidate.assistant, "gate", limit=10_000)} - {candidate.id}
-    return sum(ledger.release_row(release)["kind"] == "tuned" for release in judged)
+def tuned_decisions(ledger: Ledger, candidate: Release, snapshot: Snapshot) -> int:
+    """How many other tuned candidates the snapshot's golden set has judged (see data/golden_sets)."""
+    return golden_sets.tuned_decisions(ledger, candidate.assistant, snapshots.golden(snapshot), candidate.id)
 
 
 # --- the questions ----------------------------------------------------------------------------

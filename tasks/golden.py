@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from data.records import Document, Example, GoldenQuestion, Section, digest
+from data.reviews import Ruling
 
 SHARE = 0.2
 FEWEST_UNITS = 15
@@ -63,8 +64,8 @@ class Corpus:
         else:
             found = self.documents.get(document)
             keys = [(document, section.heading) for section in found.sections] if found else []
-        times = ((key, _times(wanted, self._plain[key])) for key in keys)
-        return [(self._sections[key], number) for key, number in times if number]
+        counted = ((key, times(wanted, self._plain[key])) for key in keys)
+        return [(self._sections[key], number) for key, number in counted if number]
 
     def holds(self, document: str | None, heading: str | None, example: Example) -> bool:
         """Whether one of the example's answers occurs in the section (in the document when `heading` is None)."""
@@ -107,10 +108,11 @@ def bind(example: Example, corpus: Corpus) -> Example:
     return replace(example, document=document.id, section=held[0][0].heading if len(held) == 1 else None)
 
 
-def to_golden(example: Example, corpus: Corpus) -> GoldenQuestion:
+def to_golden(example: Example, corpus: Corpus, origin: str = "given") -> GoldenQuestion:
     """A bound example as a golden question. Without a document it is bound to nothing, and never ages."""
     place = (example.document or "", example.section)
-    return GoldenQuestion(example.id, example.question, example.answers, *place, corpus.hash(*place) or "")
+    bound = (*place, corpus.hash(*place) or "")
+    return GoldenQuestion(example.id, example.question, example.answers, *bound, origin=origin)
 
 
 def age(question: GoldenQuestion, old_text: str, corpus: Corpus) -> GoldenQuestion:
@@ -124,7 +126,7 @@ def age(question: GoldenQuestion, old_text: str, corpus: Corpus) -> GoldenQuesti
     if corpus.hash(question.document, question.section) == question.section_hash:
         return replace(question, state="active") if question.state == "aged" else question
     if question.answers and old_text:
-        sentences = {sentence for sentence in _sentences(old_text) if _times(question.answers[0], sentence)}
+        sentences = {sentence for sentence in split_sentences(old_text) if times(question.answers[0], sentence)}
         inside = question.document if question.document in corpus.documents else None
         places = [place for sentence in sentences for place in corpus.holding(sentence, inside)]
         if len(sentences) == 1 and len(places) == 1 and places[0][1] == 1:
@@ -132,6 +134,37 @@ def age(question: GoldenQuestion, old_text: str, corpus: Corpus) -> GoldenQuesti
             place = {"document": section.document, "section": section.heading, "section_hash": section.hash}
             return replace(question, **place, state="rederived")
     return replace(question, state="aged")
+
+
+def ruled(question: str, answers: tuple[str, ...], rulings: Sequence[Ruling]) -> Ruling | None:
+    """The last ruling on the question with this id whose answers start from `answers`, None without one.
+
+    Rulings follow one another: each replaces the answers that the one before it left. So one on answers that the team
+    has changed in its own file since then counts no more.
+    """
+    last = None
+    for ruling in rulings:
+        if ruling.question.id == question and ruling.before == answers:
+            last, answers = ruling, ruling.question.answers
+    return last
+
+
+def apply(ruling: Ruling, corpus: Corpus) -> GoldenQuestion | None:
+    """The question as its reviewer left it, as it stands in `corpus` now; None where they discarded it.
+
+    What changed after the reviewer looked ages it again. Where its source was gone already, it is bound to the one
+    section that holds the corrected answer; without one it stays set aside.
+    """
+    if ruling.discarded:
+        return None
+    if ruling.text:
+        return age(ruling.question, ruling.text, corpus)
+    question = ruling.question
+    held = corpus.holding(question.answers[0])
+    if len(held) != 1:
+        return replace(question, state="aged")
+    section = held[0][0]
+    return replace(question, document=section.document, section=section.heading, section_hash=section.hash)
 
 
 def unit(document: str, section: str | None, corpus: Corpus) -> tuple[str, ...]:
@@ -241,7 +274,7 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _times(span: str, text: str) -> int:
+def times(span: str, text: str) -> int:
     """How often a span stands in a text as whole words, whatever the case and line breaks."""
     span, text = _plain(span), _plain(text)
     if not span or span not in text:
@@ -249,7 +282,7 @@ def _times(span: str, text: str) -> int:
     return len(re.findall(rf"(?<!\w){re.escape(span)}(?!\w)", text))
 
 
-def _sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     return [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n", text) if part.strip()]
 
 

@@ -22,6 +22,7 @@ from data.feedback import Said
 from data.formats import File
 from data.readers import Read
 from data.records import Cleaning, Document, Example, Snapshot, Sources, as_json, digest
+from data.reviews import Ruling
 from data.snapshots import NO_FILE, VERSION, Writer
 from settings import settings
 from tasks import examples
@@ -35,27 +36,31 @@ SECOND = "a second document with this id"
 
 
 def prepare(
-    sources: Sources, previous: Snapshot | None = None, said: Sequence[Said] = (), guards: Guards = Guards()
+    sources: Sources,
+    previous: Snapshot | None = None,
+    said: Sequence[Said] = (),
+    guards: Guards = Guards(),
+    rulings: Sequence[Ruling] = (),
 ) -> Snapshot:
-    """Reads the sources and returns their snapshot; the same sources, `previous` and feedback again are a read.
+    """Reads the sources and returns their snapshot; the same sources, `previous`, feedback and rulings are a read.
 
     `previous` is the snapshot of the release that is live: what did not change is taken from it, golden questions keep
     their binding and age against it, a held-out set stays held out, and training examples whose answer was edited away
     are left out. `said` is the assistant's feedback (data.feedback.read): what `guards` let through becomes examples
-    and preferences. The id is a hash of content, so sources and feedback that changed nothing give the snapshot there
-    already is.
+    and preferences. `rulings`: what reviewers decided on golden questions that aged (data.reviews.rulings). The id is a
+    hash of content, so sources and feedback that changed nothing give the snapshot there already is.
     Raises FileNotFoundError for a path with nothing at it, ValueError when no document could be read.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", sources.assistant):
         raise ValueError(f"assistant {sources.assistant!r}: use letters, digits, '-', '_' and '.', at most 63")
     folder = settings().snapshots / sources.assistant
     listed = formats.listed(sources.documents)
-    memo = folder / "inputs" / inputs_key(sources, listed, previous, said, guards)
+    memo = folder / "inputs" / inputs_key(sources, listed, previous, said, guards, rulings)
     if memo.is_file() and (done := snapshots.complete(folder / memo.read_text())):
         return done
     writer = Writer(folder)
     try:
-        snapshot = _prepared(writer, sources, listed, previous, said, guards)
+        snapshot = _prepared(writer, sources, listed, previous, said, guards, rulings)
     finally:
         writer.discard()
     memo.parent.mkdir(parents=True, exist_ok=True)
@@ -69,12 +74,13 @@ def inputs_key(
     previous: Snapshot | None,
     said: Sequence[Said] = (),
     guards: Guards = Guards(),
+    rulings: Sequence[Ruling] = (),
 ) -> str:
-    """Hash of the names and bytes of every source file, the previous snapshot, the filters, feedback and this code."""
+    """Hash of names and bytes of every source file, the previous snapshot, filters, feedback, rulings and this code."""
     more = [formats.listed(path) for path in (sources.examples, sources.golden) if path]
     names = [[(file.name, file.identity) for file in files] for files in (listed, *more)]
     heard = [said, guards] if said else []
-    return digest(VERSION, sources, names, previous.id if previous else None, heard)[:32]
+    return digest(VERSION, sources, names, previous.id if previous else None, heard, list(rulings))[:32]
 
 
 def _prepared(
@@ -84,6 +90,7 @@ def _prepared(
     previous: Snapshot | None,
     said: Sequence[Said],
     guards: Guards,
+    rulings: Sequence[Ruling],
 ) -> Snapshot:
     """Writes every table; returns the snapshot, or the equal one that there already is."""
     made_by = {"code": VERSION, "cleaning": as_json(sources.cleaning)}
@@ -107,7 +114,7 @@ def _prepared(
         raise ValueError(f"no document could be read under {sources.documents!r} ({reasons}); nothing was changed")
     corpus = examples.Sorted(writer.part, kept)
     redacted = partial(_redacted, chosen=sources.cleaning)
-    found = examples.sort_out(sources, corpus, previous, redacted, said, guards)
+    found = examples.sort_out(sources, corpus, previous, redacted, said, guards, rulings)
     if said:
         print(f"prepare: {found.chosen}")
     for name, rows in found.tables.items():

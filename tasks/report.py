@@ -17,8 +17,7 @@ from prefect.artifacts import (
 from prefect.runtime import flow_run
 
 from data import snapshots
-from data.ledger import Ledger
-from data.records import Decision, Release, Snapshot, as_json
+from data.records import Decision, Release, Snapshot
 from tasks import calibrate
 from tasks.calibrate import Calibration
 from tasks.diagnose import Evidence, Remedy
@@ -67,7 +66,8 @@ def markdown(decision: Decision) -> str:
         for name, value in decision.metrics.items():
             other = f"{baseline[name]:.3f}" if name in baseline else ""
             lines.append(f"| {name} | {value:.3f} | {other} |")
-    return "\n".join([*lines, "", *[f"- {note}" for note in decision.notes]])
+    notes = [*decision.notes, *([f"Golden set: {decision.golden}."] if decision.golden else [])]
+    return "\n".join([*lines, "", *[f"- {note}" for note in notes]])
 
 
 def gate(decision: Decision) -> None:
@@ -120,13 +120,6 @@ def calibration(assistant: str, found: Calibration) -> None:
     """How far the judge agrees with people, and for whom it is biased."""
     text = f"## Judge of {assistant}\n\n{calibrate.markdown(found)}\n"
     create_markdown_artifact(key="calibration", markdown=text, description=found.says())
-
-
-def ask_reviews(ledger: Ledger, snapshot: Snapshot) -> None:
-    """Put the golden questions that aged with their source into the review queue."""
-    aged = [question for question in snapshots.golden(snapshot) if not question.votes]
-    subjects = {f"{question.id}@{snapshot.id}": as_json(question) for question in aged}
-    ledger.ask_review(snapshot.assistant, "aged golden question", subjects)
 
 
 @contextmanager

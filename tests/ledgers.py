@@ -1,6 +1,9 @@
 """A ledger in a temporary folder, and releases to put into it."""
 
 import itertools
+import tempfile
+from functools import cache
+from pathlib import Path
 
 from data.ledger import Ledger, migrate
 from data.records import IndexVersion, Model, Release, Sources
@@ -8,11 +11,19 @@ from data.records import IndexVersion, Model, Release, Sources
 numbers = itertools.count()
 
 
+@cache
+def migrated() -> bytes:
+    """An empty ledger's file; migrating takes seconds on a slow machine, so it is done once."""
+    with tempfile.TemporaryDirectory() as folder:
+        migrate(f"sqlite:///{folder}/ledger.db")
+        return (Path(folder) / "ledger.db").read_bytes()
+
+
 def new_ledger(folder, *names: str) -> Ledger:
     """A migrated SQLite ledger with the assistants `names`."""
-    url = f"sqlite:///{folder}/ledger-{next(numbers)}.db"
-    migrate(url)
-    ledger = Ledger(url)
+    file = Path(folder) / f"ledger-{next(numbers)}.db"
+    file.write_bytes(migrated())
+    ledger = Ledger(f"sqlite:///{file}")
     for name in names:
         ledger.register(Sources(name, "docs"), {})
     return ledger

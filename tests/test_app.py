@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from data.ledger import Ledger
 from data.records import Chunk, Guard, Hit, IndexVersion, Model, Release
 from data.requests import RequestLog
 from serving import app as app_module
@@ -78,7 +79,8 @@ class Stack:
         self.hits, self.searches, self.broken = HITS, [], None
         settings = Settings(home=folder, **{"api_key": None} | chosen)
         parts = (Router(), lambda *a: self.model.generate(*a), self.find, self.log, self.add_feedback)
-        self.app = create_app(*parts, settings, TOKEN, ThreadPoolExecutor(2))
+        ledger = Ledger(f"sqlite:///{folder}/ledger.db")
+        self.app = create_app(*parts, settings, TOKEN, ThreadPoolExecutor(2), ledger)
 
     def find(self, release, question, before, tombstones):
         if self.broken:

@@ -1,11 +1,13 @@
 """Golden questions: binding, holding out, leaks, ageing."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from data.records import Document, Example, Section
-from tasks.golden import Corpus, age, bind, clusters, hold_out, leaks, to_golden
+from data.reviews import Ruling
+from tasks.golden import Corpus, age, apply, bind, clusters, hold_out, leaks, ruled, to_golden
 
 
 def corpus(aliases=None, **texts):
@@ -176,3 +178,43 @@ def test_questions_form_clusters_by_the_same_rule_and_codes_keep_them_apart():
     asked = ["How long is the trial?", "how long is the trial", "What is QB-217?", "What is QB-271?", "Who is Ann?"]
     assert clusters(asked) == [0, 0, 2, 3, 4]
     assert clusters([]) == []
+
+
+def ruling(old, new, *answers, before=("30 days",), discarded=False):
+    """What a reviewer decided on the aged question about Trash after they saw it in `new`."""
+    question = to_golden(bind(Example("How long?", ("30 days",), "a.md"), old), old)
+    seen = replace(question, answers=answers, section_hash=new.hash("a.md", "Trash") or "")
+    return Ruling(seen, before, new.bound_text(question), discarded, "eve")
+
+
+EDITED = TRASH | {"Trash": "Files stay 60 days. Admins may empty it."}
+
+
+def test_a_corrected_question_votes_on_the_text_its_reviewer_saw_and_ages_again_with_the_next():
+    old, new = corpus(a=TRASH), corpus(a=EDITED)
+    decided = ruling(old, new, "60 days")
+    now = apply(decided, new)
+    assert (now.answers, now.state, now.section_hash) == (("60 days",), "active", new.hash("a.md", "Trash"))
+    later = corpus(a=EDITED | {"Trash": "Files stay 60 days. Owners may empty it."})
+    assert apply(decided, later).state == "rederived"
+    assert apply(decided, corpus(a=EDITED | {"Trash": "Files stay 90 days."})).state == "aged"
+
+
+def test_a_discarded_question_is_none():
+    assert apply(ruling(corpus(a=TRASH), corpus(a=EDITED), discarded=True), corpus(a=EDITED)) is None
+
+
+def test_a_correction_of_what_is_gone_binds_to_the_one_section_that_holds_it_or_stays_aside():
+    gone = corpus(a={"Price": "It costs 6 euros."}, b={"Bin": "Kept for 45 days."})
+    decided = ruling(corpus(a=TRASH), gone, "45 days")
+    assert (apply(decided, gone).document, apply(decided, gone).votes) == ("b.md", True)
+    assert apply(ruling(corpus(a=TRASH), gone, "nowhere said"), gone).state == "aged"
+
+
+def test_rulings_follow_one_another_until_the_team_changes_the_answers_itself():
+    old, new = corpus(a=TRASH), corpus(a=EDITED)
+    chain = [ruling(old, new, "60 days"), ruling(old, new, "90 days", before=("60 days",))]
+    number = chain[0].question.id
+    assert ruled(number, ("30 days",), chain) is chain[1]
+    assert ruled(number, ("60 days",), chain) is chain[1]
+    assert ruled(number, ("12 days",), chain) is None and ruled("other", ("30 days",), chain) is None

@@ -2,9 +2,11 @@
 
 import pytest
 
-from data.records import Decision, Snapshot
+from data import reviews
+from data.records import Decision, Snapshot, as_json
 from flows import lifecycle
-from tests.ledgers import new_ledger, release
+from tasks import evaluate
+from tests.ledgers import go_live, new_ledger, release
 
 SNAPSHOT = Snapshot("snap", "uri", "wiki", *[0] * 8)
 
@@ -41,3 +43,56 @@ def test_of_several_bases_the_accepted_one_with_most_correct_answers_is_taken(ju
 
 def test_of_several_bases_none_accepted_the_first_is_taken_and_its_refusal_told(judged):
     assert judged(("hold", 0.5), ("reject", 0.6), ("hold", 0.9)) == "a"
+
+
+class Approved:
+    """A held release that eve approved, and what the flow `approve` then does with it."""
+
+    def __init__(self, folder, monkeypatch):
+        self.book, self.live, self.held = new_ledger(folder, "wiki"), release(model="a"), release(model="c")
+        go_live(self.book, self.live)
+        self.hold(self.live.id)
+        monkeypatch.setattr(lifecycle, "ledger", lambda: self.book)
+        self.released, self.alerts = [], []
+        monkeypatch.setattr(lifecycle, "release_candidate", self.release)
+        monkeypatch.setattr(lifecycle.report, "alert", lambda name, said: self.alerts.append(said))
+
+    def hold(self, champion):
+        """The gate holds the candidate, and eve approves it in the review queue."""
+        self.book.add_release(self.held, "tuned", champion, as_json(SNAPSHOT))
+        decision = Decision("hold", "Not settled: correct.", self.held.id, champion)
+        self.book.decide_gate("wiki", decision)
+        reviews.ask_held(self.book, "wiki", decision)
+        reviews.settle(self.book, reviews.items(self.book)[0].number, "accepted", "eve")
+
+    def release(self, candidate, kind, snapshot, gates):
+        self.released.append((candidate.id, kind, evaluate.decided(self.book, candidate, self.live)))
+        return self.released[-1][2]
+
+    def run(self):
+        return lifecycle.approve.fn(self.book.outbox("wiki", ("open",))[0]["seq"])
+
+
+@pytest.fixture
+def approved(tmp_path, monkeypatch):
+    return Approved(tmp_path, monkeypatch)
+
+
+def test_an_approved_release_goes_on_to_smoke_and_canary_with_a_decision_that_names_who(approved):
+    assert approved.run().name == "Promoted"
+    ((candidate, kind, decision),) = approved.released
+    assert (candidate, kind, decision.verdict, decision.judged) == (approved.held.id, "tuned", "promote", "approval")
+    assert "approved by eve; the gate held it: Not settled" in decision.reason
+    assert approved.book.outbox("wiki")[0]["state"] == "acted"
+
+
+def test_an_approval_against_a_champion_that_is_no_longer_live_releases_nothing(approved):
+    go_live(approved.book, release(model="d"))
+    assert approved.run().name == "Held"
+    assert approved.released == [] and "no longer held against what is live" in approved.alerts[0]
+    assert approved.book.gate_decision(approved.held.id)["verdict"] == "hold"
+
+
+def test_a_release_that_was_rejected_since_is_not_approved(approved):
+    approved.book.decide_gate("wiki", Decision("reject", "Worse.", approved.held.id, approved.live.id))
+    assert approved.run().name == "Rejected" and approved.released == []

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 import settings
-from data import formats, snapshots
+from data import formats, reviews, snapshots
 from data.feedback import Place, Said
 from data.records import Cleaning, Example, Preference, Sources
 from data.snapshots import VERSION
 from data.sources import listed
 from tasks import prepare
 from tasks.prepare import inputs_key
+from tests.ledgers import new_ledger
 
 
 @pytest.fixture(autouse=True)
@@ -144,9 +145,12 @@ def test_without_a_golden_file_documents_are_held_out_and_none_is_on_both_sides(
     assert made.golden + made.examples == 80
 
 
-def test_no_examples_at_all_are_allowed(handbook):
+def test_without_any_examples_golden_questions_are_made_from_the_documents_and_marked(handbook):
     made = prepare.prepare(Sources("handbook", handbook.sources().documents))
-    assert (made.documents, made.examples, made.golden) == (80, 0, 0)
+    assert (made.documents, made.examples, made.golden) == (80, 0, 80)
+    question = snapshots.golden(made)[0]
+    assert question.synthetic and question.votes and question.section == "Limit"
+    assert "is how many units?" in question.question and question.answers[0].endswith(" units")
 
 
 def test_an_edited_fact_ages_its_golden_question_and_takes_its_training_example_out(handbook):
@@ -358,3 +362,69 @@ def test_an_accepted_edit_is_left_out_when_its_fact_is_edited_and_stays_out(hand
     assert third == second
     fresh = handbook.prepare(third, said=[edited(1, 40), edited(2, 40, edit="7 units")])
     assert [pair.chosen for pair in snapshots.preferences(fresh)] == ["7 units"]
+
+
+def ruled_on(handbook, verdict, answer=None):
+    """The snapshot after an edit aged a golden question and a reviewer settled it, and the queue's ledger."""
+    ledger = new_ledger(handbook.folder, "handbook")
+    first = handbook.prepare()
+    handbook.write("d0.md", "# Page 0\n## Limit\nThe limit of item 0 is 7 units.\n")
+    second = handbook.prepare(first)
+    reviews.ask_aged(ledger, "handbook", snapshots.reviews(second))
+    (waiting,) = reviews.items(ledger)
+    reviews.settle(ledger, waiting.number, verdict, "eve", answer)
+    rulings = reviews.rulings(ledger, "handbook")
+    return prepare.prepare(handbook.sources(), second, rulings=rulings), rulings
+
+
+def test_an_aged_question_that_a_reviewer_corrects_votes_from_the_next_snapshot_on_its_new_section(handbook):
+    third, rulings = ruled_on(handbook, "corrected", "7 units")
+    question = next(q for q in snapshots.golden(third) if q.document == "d0.md")
+    assert (third.aged, question.answers, question.votes) == (0, ("7 units",), True)
+    (section,) = next(d for d in snapshots.documents(third) if d.id == "d0.md").sections
+    assert question.section_hash == section.hash
+    assert prepare.prepare(handbook.sources(), third, rulings=rulings) == third
+    handbook.write("d0.md", "# Page 0\n## Limit\nThe limit of item 0 is 8 units.\n")
+    fourth = prepare.prepare(handbook.sources(), third, rulings=rulings)
+    assert (fourth.aged, snapshots.reviews(fourth)[0]["answers"]) == (1, ["7 units"])
+
+
+def test_a_discarded_golden_question_is_gone_and_not_trained_on_either(handbook):
+    handbook.pairs.append(handbook.held[0])
+    third, _ = ruled_on(handbook, "discarded")
+    assert (third.golden, third.aged) == (19, 0)
+    assert "discarded as a golden question by eve" in reasons(third)
+    assert not any(example.document == "d0.md" for example in snapshots.examples(third))
+
+
+def test_an_edit_that_a_reviewer_chose_for_the_golden_set_is_asked_and_never_trained_on(handbook):
+    handbook.write("d80.md", "# Page 80\n## Limit\nThe limit of item 80 is 180 units.\n")
+    first = handbook.prepare()
+    made = handbook.prepare(first, said=(edited(1, 80, golden=True),))
+    question = next(q for q in snapshots.golden(made) if q.document == "d80.md")
+    assert (question.answers, question.origin, question.votes) == (("180 units",), "feedback", True)
+    assert (made.golden, made.examples, made.feedback) == (21, 60, 0)
+    assert handbook.prepare(made, said=(edited(1, 80, golden=True),)) == made
+
+
+def test_what_was_trained_on_or_no_reviewer_accepted_never_becomes_golden(handbook):
+    handbook.write("d80.md", "# Page 80\n## Limit\nThe limit of item 80 is 180 units.\n")
+    first = handbook.prepare()
+    told = (edited(1, 30, asked="What is the limit of", golden=True), edited(2, 80, golden=True, verdict="discarded"))
+    made = handbook.prepare(first, said=told)
+    assert made.golden == 20 and {q.origin for q in snapshots.golden(made)} == {"given"}
+    assert ["was trained on" in row.reason for row in snapshots.quarantine(made)] == [True]
+
+
+def test_made_questions_leave_training_alone_and_those_on_edited_sections_are_replaced_later(handbook):
+    sources = replace(handbook.sources(golden=False), examples=None)
+    first = prepare.prepare(sources)
+    handbook.write("d0.md", "# Page 0\n## Limit\nThe limit of item 0 is 7 units.\n")
+    second = prepare.prepare(sources, first)
+    assert (first.golden, second.golden, second.aged) == (80, 79, 0), "neither arm is asked what only one knows"
+    third = prepare.prepare(sources, second)
+    assert third.golden == 80 and any(q.answers == ("7 units",) for q in snapshots.golden(third))
+    few = handbook.prepare(golden=False)
+    made = {q.document for q in snapshots.golden(few) if q.synthetic}
+    assert made == {f"d{number}.md" for number in range(20)}, "the others are trained on or asked already"
+    assert few.examples + sum(not q.synthetic for q in snapshots.golden(few)) == 60

@@ -1,0 +1,131 @@
+"""The review queue on the endpoint: a page at /review and the two routes it asks, for a phone as for a desk.
+
+The page holds nothing secret, so it is served without the key; it asks for the key and sends it as a header with every
+request, as API clients do. No cookie carries a right, so no other site can act for a reviewer; where no key is asked
+for (loopback), a request must come from this very origin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import SQLAlchemyError
+
+from data import reviews
+from data.ledger import Ledger
+from data.reviews import ACTIONS, MOST_ANSWER, MOST_WHO, AlreadySettled, Item
+from serving import guard
+from serving.guard import Refused
+
+PATH = "/review"
+MOST_SHOWN = 50
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+
+
+class Verdict(BaseModel):
+    """What a reviewer decides on one item; see data.reviews.settle."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    verdict: Annotated[str, Field(max_length=20)]
+    reviewer: Annotated[str, Field(max_length=MOST_WHO)]
+    answer: Annotated[str, Field(max_length=MOST_ANSWER)] | None = None
+    golden: bool = False
+
+
+def routes(ledger: Ledger, read_body) -> APIRouter:
+    """The page and its routes. `read_body`: how the endpoint reads a body within its limits."""
+    router = APIRouter()
+
+    @router.get(PATH)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(html(), headers=page_headers())
+
+    @router.get(f"{PATH}/items")
+    async def listed(request: Request) -> dict:
+        same_origin(request)
+        waiting = await read(reviews.items, ledger)
+        return {"items": [shown(one) for one in waiting[:MOST_SHOWN]], "waiting": len(waiting)}
+
+    @router.post(f"{PATH}/items/{{number:int}}")
+    async def settle(number: int, request: Request) -> dict:
+        same_origin(request)
+        said: Verdict = guard.read(Verdict, await read_body(request))
+        given = (number, said.verdict, said.reviewer, said.answer, said.golden)
+        return shown(await read(reviews.settle, ledger, *given))
+
+    return router
+
+
+async def read(work, *given):
+    """What `work` returns, in a thread; what it raises as the refusal it is."""
+    try:
+        return await asyncio.to_thread(work, *given)
+    except KeyError as error:
+        raise Refused(404, str(error.args[0]), code="review_not_found") from None
+    except ValueError as error:
+        raise Refused(400, str(error), code="wrong_verdict") from None
+    except AlreadySettled as error:
+        raise Refused(409, str(error), code="already_settled") from None
+    except SQLAlchemyError as error:
+        message = "The review queue can not be reached; try again"
+        raise Refused(503, message, "server_error", code="ledger_unavailable", retry_after=5) from error
+
+
+def shown(one: Item) -> dict:
+    return {
+        "number": one.number,
+        "assistant": one.assistant,
+        "kind": one.kind,
+        "shown": one.shown,
+        "actions": ACTIONS[one.kind],
+        "golden": one.kind == reviews.EDIT,
+        "verdict": one.verdict,
+        "reviewer": one.reviewer,
+    }
+
+
+def same_origin(request: Request) -> None:
+    """Refuses 403 what another site's page sends, and, where no key is asked for, another name for this machine.
+
+    A body must be JSON, which no form of another site can send unasked (Fetch standard, CORS-safelisted types).
+    """
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    elsewhere = origin is not None and urlsplit(origin).netloc != host
+    foreign = request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+    renamed = request.state.owner is None and urlsplit(f"//{host}").hostname not in LOOPBACK_NAMES
+    if elsewhere or foreign or renamed:
+        raise Refused(403, "The review queue answers its own page alone", "permission_error", code="other_origin")
+    if request.method == "POST" and not request.headers.get("content-type", "").startswith("application/json"):
+        raise Refused(415, "A verdict is sent as application/json", code="unsupported_media_type")
+
+
+@cache
+def html() -> str:
+    return Path(__file__).with_suffix(".html").read_text()
+
+
+@cache
+def page_headers() -> dict[str, str]:
+    """Only the page's own script and style run, nothing is loaded from anywhere, and no frame shows it."""
+
+    def hashed(tag: str) -> str:
+        text = re.search(rf"<{tag}>(.*?)</{tag}>", html(), re.S)[1]
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    rules = f"default-src 'none'; script-src {hashed('script')}; style-src {hashed('style')}; connect-src 'self'"
+    return {
+        "content-security-policy": f"{rules}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-store",
+    }
