@@ -19,7 +19,8 @@ from prefect.runtime import flow_run
 from data import snapshots
 from data.ledger import Ledger
 from data.records import Decision, Release, Snapshot, as_json
-from tasks.diagnose import Evidence, Remedy
+from tasks.diagnose import Remedy
+from tasks.evidence import Evidence
 from tasks.retrieval import RetrievalReport
 from tasks.retrieval import markdown as table
 

@@ -7,24 +7,10 @@ import numpy as np
 import pytest
 
 from data.records import as_json
-from tasks.drift import (
-    DETECTORS,
-    EDetector,
-    Questions,
-    Signal,
-    Watch,
-    detect,
-    query_drift,
-    staleness,
-    stream,
-    threshold,
-    update,
-    update_p,
-    upper_rate,
-    watch,
-    watch_p,
-)
+from tasks.drift import DETECTORS, Questions, Watch, detect, query_drift, stream
+from tasks.edetector import EDetector, threshold, update, update_p, upper_rate, watch, watch_p
 from tasks.questions import collapse, compare, nearest, relabel, unseen_words
+from tasks.signals import Signal, staleness
 
 
 def test_any_stale_section_is_an_alarm_and_none_is_not():
