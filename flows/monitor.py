@@ -47,6 +47,7 @@ def monitor(
         ask_for(book, name, row["live_release"], found, evidence, states)
         outcome.outcomes(book, name, evidence.signals, states)
         report.signals(name, evidence, found)
+        print(f"{name}: {evidence.budget}")
         done[name] = found.kind
     RequestLog(settings().requests).prune(settings().retention_days)
     return done

@@ -32,7 +32,7 @@ class MonitorSettings(Record):
 
     A stream learns its rate from its first `reference` events (`reference_labels` for reviewed answers) and says so.
     The false-alarm budget `alpha` covers all streams and the question windows over `horizon` events of each. A
-    change point may be estimated up to `early` events before the deploy it covers.
+    change point covers a deploy if it is estimated at most `around` events from it.
     """
 
     reference: int = 300
@@ -43,7 +43,7 @@ class MonitorSettings(Record):
     horizon: int = 10_000
     alpha: float = 0.05
     slack: float = 0.03
-    early: int = 50
+    around: int = 50
     debounce_s: float = 10.0
     recent_requests: int = 50
     replay: int = 200
@@ -87,11 +87,18 @@ def learned(
     """
     stream = STREAMS[name]
     owner, needed = owners(live)[stream.of], chosen.reference_labels if stream.source == "labels" else chosen.reference
-    state = state or {"owner": owner, "reference": [], "usual": [], "detector": None, "release": live.id, "deployed": 0}
+    state = state or {
+        "owner": owner,
+        "reference": [],
+        "usual": [],
+        "detector": None,
+        "release": live.id,
+        "deployed": None,
+    }
     if state["owner"] != owner:
         state = state | {"owner": owner, "reference": []}
     if state["release"] != live.id:
-        events = state["detector"]["events"] if state["detector"] else 0
+        events = state["detector"]["events"] if state["detector"] else None
         state = state | {"release": live.id, "deployed": events}
     seen = values
     if state["reference"] is not None:  # None: complete
@@ -105,7 +112,7 @@ def learned(
             rate = edetector.upper_rate([badness(stream.bad, mark, value) for value in reference])
             detector = as_json(edetector.watch(rate, bar(chosen), chosen.slack))
             seen = values[max(0, missing) :]
-            state = state | {"usual": mark, "detector": detector, "reference": None, "deployed": 0}
+            state = state | {"usual": mark, "detector": detector, "reference": None, "deployed": None}
     return state, [badness(stream.bad, state["usual"], value) for value in seen] if state["detector"] else []
 
 
@@ -132,15 +139,17 @@ def restarted(state: dict, outbox: int) -> dict:
         return state
     return state | {
         "detector": as_json(edetector.restart(EDetector.of(state["detector"]))),
-        "deployed": 0,
+        "deployed": None,
         "acted": outbox,
     }
 
 
 def covers_deploy(state: dict, chosen: MonitorSettings) -> bool:
-    """The trouble of this stream began with the release that is live, not before: by counting events, not by clocks."""
-    detector = state["detector"]
-    return bool(detector and detector["alarm"] and detector["since"] >= state["deployed"] - chosen.early)
+    """The trouble of this stream began with a deploy that its detector saw, by counting events and not by clocks."""
+    detector, deployed = state["detector"], state["deployed"]
+    if deployed is None or not detector or not detector["alarm"]:
+        return False
+    return abs(detector["since"] - deployed) <= chosen.around
 
 
 # --- questions --------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ def test_the_change_point_covers_a_deploy_by_counting_events():
     assert references.covers_deploy(state, SMALL)
     assert not references.covers_deploy(state | {"detector": {"alarm": True, "since": 200}}, SMALL)
     assert not references.covers_deploy(state | {"detector": {"alarm": False, "since": 420}}, SMALL)
+    assert not references.covers_deploy(state | {"deployed": None}, SMALL), "the detector saw no deploy"
 
 
 def test_a_quiet_window_joins_the_reference_and_one_out_of_line_does_not():
