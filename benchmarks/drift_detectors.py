@@ -120,15 +120,12 @@ def windows_to_alarm(vectors: np.ndarray, texts: list[str], pools: list[tuple[np
     """Windows of 200 that the detector of a whole assistant needed in each run; 0: not within six."""
     from tasks.drift import query_drift
     from tasks.edetector import EDetector, watch_p
-    from tasks.references import question_bar
-    from tasks.watch import MonitorSettings
+    from tasks.references import MonitorSettings, question_bar
 
     counts = []
     for run, (old, new) in enumerate(pools):
-        state, (reference, *windows) = (
-            watch_p(question_bar(MonitorSettings(window=WINDOW))),
-            drawn(old, new, [9, run], 6),
-        )
+        state = watch_p(question_bar(MonitorSettings(window=WINDOW)))
+        reference, *windows = drawn(old, new, [9, run], 6)
         for count, window in enumerate(windows, start=1):
             said = [[texts[i] for i in part] for part in (reference, window)]
             signal = query_drift(vectors[reference], vectors[window], *said, seed=count, state=state)

@@ -40,8 +40,8 @@ def measure() -> dict:
     from scipy import stats
 
     from tasks.edetector import threshold, upper_rate, watch_p
+    from tasks.references import MonitorSettings
     from tasks.streams import STREAMS, badness, usual
-    from tasks.watch import MonitorSettings
 
     chosen, events = MonitorSettings(), WEEKS * A_WEEK
     streams: dict[str, list[np.ndarray]] = {}
