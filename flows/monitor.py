@@ -44,10 +44,10 @@ def monitor(
         else:
             evidence, states = state.result()
             found = diagnose_evidence(evidence, table)
+            print(f"{name}: {evidence.budget}")
         ask_for(book, name, row["live_release"], found, evidence, states)
         outcome.outcomes(book, name, evidence.signals, states)
         report.signals(name, evidence, found)
-        print(f"{name}: {evidence.budget}")
         done[name] = found.kind
     RequestLog(settings().requests).prune(settings().retention_days)
     return done
@@ -57,10 +57,10 @@ def ask_for(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidenc
     """Record the decision, with an outbox row if the remedy is one that acts; then wake its flow with an event."""
     acts = found.kind in remedy.KINDS
     body = {"reason": found.reason, "row": found.row, "signals": list(evidence.alarms)}
-    body |= {"events": diagnose.events_behind(found, evidence)}
+    body |= {"events": (events := diagnose.events_behind(found, evidence))}
     brakes = remedy.consulted(book, name, found.kind, body) if acts else {}
     if acts:
-        cause = diagnose.cause(found, live, evidence, states.get("cursor", {}).get("stale", ""))
+        cause = diagnose.cause(found, live, evidence, states.get("cursor", {}).get("stale", ""), events)
         outbox = book.open_remedy(name, found.kind, cause, body, states)
         if outbox is None:
             print(f"{name}: {found.kind} for this cause is under way, or was done or refused already: {found.reason}")

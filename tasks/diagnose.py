@@ -199,15 +199,29 @@ def _left(row: Row, fits: bool, e: Evidence, s: DiagnosisSettings) -> dict:
     return {"row": row.name, "kind": row.kind, "expected_cost": round(minutes, 1), "why not": why}
 
 
-def cause(found: Remedy, live: str, e: Evidence, stale: str, s: DiagnosisSettings = DiagnosisSettings()) -> str:
+def cause(
+    found: Remedy,
+    live: str,
+    e: Evidence,
+    stale: str,
+    events: int | None = None,
+    s: DiagnosisSettings = DiagnosisSettings(),
+) -> str:
     """What a remedy is asked for, as a hash: equal until the evidence that a new try could rest on has changed.
 
-    That is what the sources hold for a re-index, how many labels there are for what learns from them, else the release.
+    That is what the sources hold for a re-index, how many labels there are for what learns from them, else the release;
+    and whether an alarm that was too young to act on (see `Brakes.evidence`) has come of age.
     """
     labels = e.new_labelled_examples + e.new_preferences
     needed = {"retrain": s.retrain_preferences, "reprompt": s.reprompt_examples}
     rests_on = {"reindex": stale}.get(found.kind, found.row)
-    return digest(found.kind, live, rests_on, *([labels // needed[found.kind]] if found.kind in needed else []))
+    return digest(
+        found.kind,
+        live,
+        rests_on,
+        events is None or events >= s.evidence,
+        *([labels // needed[found.kind]] if found.kind in needed else []),
+    )
 
 
 def events_behind(found: Remedy, e: Evidence) -> int | None:

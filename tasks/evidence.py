@@ -21,7 +21,8 @@ class DiagnosisSettings(Record):
     """Thresholds of the table, and what each remedy costs in minutes of machine and people.
 
     `recovers` is the share of the loss a swap must win back to be the cause; `rivals` how close two causes'
-    expected costs may be before a person has to choose; `few_users` the share of bad ratings that makes them a flood.
+    expected costs may be before a person has to choose; `few_users` the share of bad ratings that makes them a flood;
+    `evidence` how many events an alarm must rest on before it may act.
     """
 
     rollback_hours: float = 24.0
@@ -33,6 +34,7 @@ class DiagnosisSettings(Record):
     retrain_preferences: int = 300
     reprompt_examples: int = 8
     few_users: float = 0.5
+    evidence: int = 30
     cost_rollback: float = 1.0
     cost_reindex: float = 5.0
     cost_reprompt: float = 15.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from data.ledger import Ledger
 from data.records import Record
+from tasks.evidence import DiagnosisSettings
 
 KINDS = ("reindex", "retrain", "rollback")
 MANUAL = "by hand"
@@ -32,7 +33,7 @@ class Brakes(Record):
     price_per_hour: float = 0.10
     weekly_cost: float = 10.0
     attempts: int = 3
-    evidence: int = 30
+    evidence: int = DiagnosisSettings.evidence
     opt_out_s: float = 0.0
 
 

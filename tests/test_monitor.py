@@ -1,10 +1,13 @@
 """A diagnosis becomes one outbox row for a cause, and everything that does not act stays a record."""
 
+from dataclasses import replace
+
 import pytest
 
 from flows import monitor
 from tasks.diagnose import Remedy, diagnose
 from tasks.evidence import Evidence
+from tasks.signals import Signal
 from tests.ledgers import new_ledger
 
 
@@ -67,6 +70,16 @@ def test_a_decision_holds_evidence_alternatives_costs_and_brakes(tmp_path, heard
     assert all(other["why not"] and other["expected_cost"] >= 0 for other in body["alternatives"])
     assert body["expected_cost"] > 0
     assert body["brakes"] == {"refuses": "", "holds": "automation of 'wiki' is paused"}
+
+
+def test_an_alarm_too_young_to_act_on_is_asked_again_when_it_has_come_of_age(tmp_path, heard):
+    ledger = new_ledger(tmp_path, "wiki")
+    evidence = Evidence(labelled_quality_down=True, worse_windows=2, new_labelled_examples=600)
+    for events in (12, 20, 31):
+        alarm = Signal("labels", 1.0, True, "", {"state": {"events": events}})
+        seen = replace(evidence, signals=(alarm,))
+        monitor.ask_for(ledger, "wiki", "rel-1", diagnose(seen), seen, {})
+    assert [row["body"]["events"] for row in ledger.outbox("wiki")] == [12, 31]
 
 
 def test_a_refused_cause_fires_again_only_when_its_evidence_has_changed(tmp_path, heard):
