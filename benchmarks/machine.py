@@ -109,6 +109,7 @@ def data(name: str) -> str:
     """A file of real data from the folder PERENNIAL_DATA; without it, where the file comes from."""
     sources = {
         "squadshifts": "SQuADShifts (Miller et al. 2020), github.com/modestyachts/squadshifts-website",
+        "banking77": "Banking77 (Casanueva et al. 2020), github.com/PolyAI-LDN/task-specific-datasets, as .csv.gz",
         "docs_pydantic": "the docs folder of a release of Pydantic, github.com/pydantic/pydantic, as .tar.gz",
     }
     folder = os.environ.get("PERENNIAL_DATA")

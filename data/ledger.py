@@ -239,7 +239,8 @@ class Ledger:
         """Ask for a remedy: one outbox row, in the transaction that stores the detectors' new states.
 
         Returns its number, or None when the same kind and cause is already open, claimed, or was the last one acted on
-        or refused (no re-fire until the evidence has changed).
+        or refused (no re-fire until the evidence has changed). Earlier rows that still wait are merged into it and it
+        waits since they did, so that one is queued at most, however many signals there are.
         """
         with self.write() as c:
             _store_signals(c, name, signal_states or {})
@@ -251,8 +252,18 @@ class Ledger:
             ).first()
             if last and last.cause == cause:
                 return None
-            row = {"assistant": name, "kind": kind, "cause": cause, "body": body, "state": "open", "at": time.time()}
-            return c.execute(outbox.insert().values(**row)).inserted_primary_key[0]
+            waiting = c.execute(
+                sa.select(outbox.c.seq, outbox.c.at, outbox.c.body)
+                .where(outbox.c.assistant == name, outbox.c.kind == kind, outbox.c.state == "open")
+                .order_by(outbox.c.seq)
+            ).all()
+            covered = [row for row in waiting if "asked" not in (row.body or {})]  # what a person asked for stays
+            since = min([row.at for row in covered], default=time.time())
+            row = {"assistant": name, "kind": kind, "cause": cause, "body": body, "state": "open", "at": since}
+            seq = c.execute(outbox.insert().values(**row)).inserted_primary_key[0]
+            merged = outbox.update().where(outbox.c.seq.in_([row.seq for row in covered]))
+            c.execute(merged.values(state="merged", note=f"merged into row {seq}", settled_at=time.time()))
+            return seq
 
     def claim(self, seq: int, run: str) -> dict | None:
         """Claim an open row for one flow run: the row, or None when it is taken, settled, or its kind is running.
@@ -281,6 +292,12 @@ class Ledger:
             where.append(outbox.c.claimed_by == run)
         with self.write() as c:
             c.execute(outbox.update().where(*where).values(state=state, note=note, settled_at=time.time()))
+
+    def veto(self, seq: int, note: str) -> bool:
+        """Settle a row that nobody claimed yet as vetoed; False when it is claimed or settled."""
+        with self.write() as c:
+            mine = outbox.update().where(outbox.c.seq == seq, outbox.c.state == "open")
+            return bool(c.execute(mine.values(state="vetoed", note=note, settled_at=time.time())).rowcount)
 
     def free(self, seq: int, run: str) -> None:
         """Give a claim back, because the run that held it has ended without settling the row."""

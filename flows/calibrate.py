@@ -35,7 +35,7 @@ def measure(assistant: str, labels: str, rules: Rules = Rules()) -> Calibration:
     items = read_labels(labels)
     asked.forget()
     found = calibrate(items, asked.verdicts([item.judgeable for item in items]), asked.version, rules)
-    anchors.start(book, assistant, asked.version, anchors.ask(asked))
+    anchors.start(book, assistant, asked.version, anchors.stored(anchors.ask(asked)))
     print(asked.bill.says())
     book.decide(assistant, KIND, None, "passed" if found.passed else "advisory", found.says(), as_json(found))
     return found

@@ -12,13 +12,14 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, State
 
 from data.ledger import Ledger
-from data.records import as_json, digest
+from data.records import as_json
 from data.requests import RequestLog
 from settings import settings
-from tasks import diagnose, remedy, report, watch
-from tasks.diagnose import DiagnosisSettings, Evidence, Remedy
+from tasks import diagnose, outcome, remedy, report, watch
+from tasks.diagnose import Remedy
+from tasks.evidence import DiagnosisSettings, Evidence
+from tasks.references import MonitorSettings
 from tasks.remedy import Brakes
-from tasks.watch import MonitorSettings
 
 watch_assistant = task(watch.watch, name="watch")
 diagnose_evidence = task(diagnose.diagnose, name="diagnose")
@@ -43,7 +44,9 @@ def monitor(
         else:
             evidence, states = state.result()
             found = diagnose_evidence(evidence, table)
+            print(f"{name}: {evidence.budget}")
         ask_for(book, name, row["live_release"], found, evidence, states)
+        outcome.outcomes(book, name, evidence.signals, states)
         report.signals(name, evidence, found)
         done[name] = found.kind
     RequestLog(settings().requests).prune(settings().retention_days)
@@ -51,24 +54,32 @@ def monitor(
 
 
 def ask_for(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidence, states: dict) -> None:
-    """Record the diagnosis, and an outbox row if the remedy is one that acts; then wake its flow with an event."""
-    cause = digest(found.kind, live, states.get("cursor", {}).get("stale") if found.kind == "reindex" else found.row)
-    if found.kind not in remedy.KINDS:
+    """Record the decision, with an outbox row if the remedy is one that acts; then wake its flow with an event."""
+    acts = found.kind in remedy.KINDS
+    body = {"reason": found.reason, "row": found.row, "signals": list(evidence.alarms)}
+    body |= {"events": (events := diagnose.events_behind(found, evidence))}
+    brakes = remedy.consulted(book, name, found.kind, body) if acts else {}
+    if acts:
+        cause = diagnose.cause(found, live, evidence, states.get("cursor", {}).get("stale", ""), events)
+        outbox = book.open_remedy(name, found.kind, cause, body, states)
+        if outbox is None:
+            print(f"{name}: {found.kind} for this cause is under way, or was done or refused already: {found.reason}")
+            return
+    else:
+        outbox = None
         book.store_signals(name, states)
-        if found.kind != "nothing" and not said_already(book, name, live, found):
-            book.decide(name, "diagnosis", live, found.kind, found.reason, as_json(found))
-            report.alert(name, found.reason)
-        if found.kind == "freeze":
-            book.pause(name, True)
-        return
-    outbox = book.open_remedy(name, found.kind, cause, {"reason": found.reason, "row": found.row}, states)
-    if outbox is None:
-        print(f"{name}: {found.kind} for this cause is under way, or was done or refused already: {found.reason}")
-        return
-    book.decide(name, "diagnosis", live, found.kind, found.reason, as_json(found))
-    remedy.emit("perennial.drift.detected", name, {"kind": found.kind, "row": found.row, "outbox": outbox})
-    remedy.emit(f"perennial.remedy.{found.kind}", name, {"outbox": outbox})
-    print(f"{name}: asked for {found.kind} (outbox row {outbox}): {found.reason}")
+        if said_already(book, name, live, found):
+            return
+    decided = as_json(found) | {"brakes": brakes, "outbox": outbox}
+    book.decide(name, "diagnosis", live, found.kind, found.reason, decided)
+    if found.kind == "freeze":
+        remedy.pause(book, name, True, "diagnosis", found.reason)
+    if acts:
+        remedy.emit("perennial.drift.detected", name, {"kind": found.kind, "row": found.row, "outbox": outbox})
+        remedy.emit(f"perennial.remedy.{found.kind}", name, {"outbox": outbox})
+        print(f"{name}: asked for {found.kind} (outbox row {outbox}): {found.reason}")
+    elif found.kind != "nothing":
+        report.alert(name, found.reason)
 
 
 def said_already(book: Ledger, name: str, live: str, found: Remedy) -> bool:

@@ -10,16 +10,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from scipy import stats
-
 from data.ledger import Ledger
 from tasks.calibrate import read_labels
 from tasks.judge import Judge
 
 FILE = Path(__file__).resolve().parent / "anchors.jsonl"
 SIGNAL = "judge"
-FLIP_RATE = 0.02  # verdicts that change although the judge did not, at temperature 0
-ALPHA = 0.01
 ENOUGH = 0.9
 
 
@@ -28,44 +24,41 @@ def ask(judge: Judge) -> list[float]:
     return judge.verdicts([anchor.judgeable for anchor in read_labels(FILE)], fresh=True)
 
 
-def moved(before: Sequence[float], now: Sequence[float]) -> bool | None:
-    """Whether more verdicts changed than FLIP_RATE explains (binomial, ALPHA).
-
-    None where fewer than ENOUGH of the anchors were measured both times: an unreachable judge has not moved.
-    """
-    both = [(a, b) for a, b in zip(before, now, strict=True) if not (math.isnan(a) or math.isnan(b))]
-    if len(both) < ENOUGH * len(before):
-        return None
-    flips = sum(a != b for a, b in both)
-    return bool(stats.binom.sf(flips - 1, len(both), FLIP_RATE) < ALPHA)
-
-
 def watch(book: Ledger, assistant: str, judge: Judge) -> dict:
-    """Ask the anchors and store the signal: the judge's `version`, its first verdicts, and whether they `moved`.
+    """Ask the anchors and store the signal: the judge's `version`, its `first` verdicts and those of `now`.
 
-    A new version starts anew. Where too few are measured the signal stays as it was.
+    A new version starts anew. Where too few are measured the signal stays: an unreachable judge has not moved,
+    and one that had moved has not come back.
     """
-    known, now = book.signal_states(assistant).get(SIGNAL), ask(judge)
+    known, verdicts = book.signal_states(assistant).get(SIGNAL), stored(ask(judge))
     if known is None or known["version"] != judge.version:
-        return start(book, assistant, judge.version, now)
-    said = moved([math.nan if verdict is None else verdict for verdict in known["anchors"]], now)
-    if said is None:
+        return start(book, assistant, judge.version, verdicts)
+    if too_few(verdicts):
         return known
-    book.store_signals(assistant, {SIGNAL: known | {"moved": said}})
-    return known | {"moved": said}
+    book.store_signals(assistant, {SIGNAL: known | {"now": verdicts}})
+    return known | {"now": verdicts}
 
 
-def have_moved(states: dict[str, dict]) -> bool:
-    """Whether the anchors had moved when they were last asked, by the stored signals of an assistant."""
-    return states.get(SIGNAL, {}).get("moved", False)
+def asked_twice(states: dict[str, dict]) -> dict | None:
+    """The first and the newest verdicts, of the stored signals of an assistant; None before there are two."""
+    state = states.get(SIGNAL, {})
+    return {name: state[name] for name in ("first", "now")} if "now" in state else None
 
 
-def start(book: Ledger, assistant: str, version: str, verdicts: Sequence[float]) -> dict:
+def start(book: Ledger, assistant: str, version: str, verdicts: Sequence[float | None]) -> dict:
     """Take the verdicts as those that later ones are compared with; {} and no change where too few are measured."""
-    if sum(map(math.isnan, verdicts)) > (1 - ENOUGH) * len(verdicts):
+    if too_few(verdicts):
         print("judge: too few anchors were measured to compare with later")
         return {}
-    anchors = [None if math.isnan(verdict) else verdict for verdict in verdicts]
-    state = {"version": version, "anchors": anchors, "moved": False}
+    state = {"version": version, "first": list(verdicts)}
     book.store_signals(assistant, {SIGNAL: state})
     return state
+
+
+def stored(verdicts: Sequence[float]) -> list[float | None]:
+    """Verdicts as JSON has them: None is not measured."""
+    return [None if math.isnan(verdict) else verdict for verdict in verdicts]
+
+
+def too_few(verdicts: Sequence[float | None]) -> bool:
+    return sum(verdict is None for verdict in verdicts) > (1 - ENOUGH) * len(verdicts)

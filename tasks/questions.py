@@ -120,14 +120,15 @@ def nearest(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
     near = np.argpartition(-alone, depth - 1, axis=1)[:, :depth]
     near = np.take_along_axis(near, np.argsort(-np.take_along_axis(alone, near, 1), axis=1), 1)
     by_distance = np.take_along_axis(alone, near, 1)
-    result = np.empty(len(labels))
+    distance = np.empty(labels.shape)
     for row, window in enumerate(labels):
         known = ~window[near]
         # Where all neighbours are in the window, the farthest of them stands in: an upper bound, never an alarm more.
         place = np.where(known.any(1), known.argmax(1), depth - 1)
-        rank = stats.rankdata(-by_distance[np.arange(len(near)), place])
-        result[row] = rank[window].mean() - rank[~window].mean()
-    return result
+        distance[row] = -by_distance[np.arange(len(near)), place]
+    rank, inside = stats.rankdata(distance, axis=1), labels.sum(1)
+    of_window = (rank * labels).sum(1)
+    return of_window / inside - (rank.sum(1) - of_window) / (labels.shape[1] - inside)
 
 
 def unseen_words(texts: Sequence[str], labels: np.ndarray) -> np.ndarray:

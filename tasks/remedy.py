@@ -9,20 +9,32 @@ from dataclasses import dataclass
 
 from data.ledger import Ledger
 from data.records import Record
+from tasks.evidence import DiagnosisSettings
 
 KINDS = ("reindex", "retrain", "rollback")
 MANUAL = "by hand"
+WEEK_S = 7 * 86_400
 
 
 @dataclass(frozen=True)
 class Brakes(Record):
-    """What keeps a remedy from running too often: seconds between two of a kind, and how many in seven days."""
+    """What keeps a remedy from running too often: seconds between two of a kind, and what may be used in seven days.
+
+    `weekly` counts remedies of a kind, `weekly_s` their seconds of machine time and `weekly_cost` what these cost at
+    `price_per_hour`, in its currency. `evidence` is how many events a stream must have seen before its alarm may act.
+    For `opt_out_s` after it was asked for, a person can veto a remedy before it starts.
+    """
 
     reindex_cooldown_s: float = 20.0
     retrain_cooldown_s: float = 3600.0
     rollback_cooldown_s: float = 600.0
     weekly: int = 200
+    weekly_s: float = 100_000.0
+    price_per_hour: float = 0.10
+    weekly_cost: float = 10.0
     attempts: int = 3
+    evidence: int = DiagnosisSettings.evidence
+    opt_out_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,10 +60,24 @@ def refused(ledger: Ledger, row: dict, brakes: Brakes, now: float) -> str:
         return f"it failed {row['attempts']} times"
     if row["body"].get("asked") == MANUAL:
         return f"automation of {name!r} is paused" if ledger.assistant(name)["paused"] else ""
-    recent = [r for r in ledger.outbox(name, ("acted",)) if r["kind"] == kind and now - r["settled_at"] < 7 * 86400]
+    seen = row["body"].get("events")
+    if seen is not None and seen < brakes.evidence:
+        return f"its alarm rests on {seen} events; at least {brakes.evidence} are needed"
+    recent = [r for r in ledger.outbox(name, ("acted",)) if r["kind"] == kind and now - r["settled_at"] < WEEK_S]
     if len(recent) >= brakes.weekly:
         return f"{len(recent)} of {brakes.weekly} {kind} runs of this week are used up"
+    used = spent(ledger, name, now - WEEK_S)
+    if used >= brakes.weekly_s:
+        return f"{used:.0f} of {brakes.weekly_s:.0f} s of machine time of this week are used up"
+    if (money := used / 3600 * brakes.price_per_hour) >= brakes.weekly_cost:
+        return f"{money:.2f} of {brakes.weekly_cost:.2f} of this week's money are used up"
     return ""
+
+
+def spent(ledger: Ledger, name: str, since: float) -> float:
+    """Seconds of machine time that remedies of an assistant took since a time (epoch seconds), failed ones too."""
+    runs = ledger.decisions(name, "remedy", limit=10_000)
+    return sum(run["body"]["seconds"] for run in runs if run["at"] >= since)
 
 
 def waits(ledger: Ledger, row: dict, brakes: Brakes, now: float) -> str:
@@ -63,11 +89,39 @@ def waits(ledger: Ledger, row: dict, brakes: Brakes, now: float) -> str:
         return ""
     if ledger.assistant(name)["paused"]:
         return f"automation of {name!r} is paused"
+    if 0 <= now - row["at"] < brakes.opt_out_s:
+        return f"it may be vetoed for another {brakes.opt_out_s - (now - row['at']):.0f} s"
     acted = [r for r in ledger.outbox(name, ("acted",)) if r["kind"] == kind]
     cooldown = getattr(brakes, f"{kind}_cooldown_s")
     if acted and 0 <= now - acted[-1]["settled_at"] < cooldown:
         return f"the last {kind} ended {now - acted[-1]['settled_at']:.0f} s ago; the cooldown is {cooldown:.0f} s"
     return ""
+
+
+def consulted(ledger: Ledger, name: str, kind: str, body: dict, brakes: Brakes = Brakes()) -> dict[str, str]:
+    """What each brake says to a remedy that is about to be asked for: 'refuses' and 'holds', '' where it lets go."""
+    now = time.time()
+    row = {"assistant": name, "kind": kind, "attempts": 0, "body": body, "at": now}
+    return {"refuses": refused(ledger, row, brakes, now), "holds": waits(ledger, row, brakes, now)}
+
+
+def veto(ledger: Ledger, outbox: int, who: str, why: str = "") -> bool:
+    """A person's no to a remedy that has not started: False when it is too late. It is not asked for again until the
+    evidence has changed."""
+    note = f"vetoed by {who}" + (f": {why}" if why else "")
+    vetoed = ledger.veto(outbox, note)
+    if vetoed:
+        row = next(row for row in ledger.outbox(states=("vetoed",)) if row["seq"] == outbox)
+        ledger.decide(row["assistant"], "veto", None, row["kind"], note, {"outbox": outbox})
+    return vetoed
+
+
+def pause(ledger: Ledger, assistant: str, paused: bool, who: str, why: str = "") -> None:
+    """Stop or resume the automatic remedies of an assistant, on record; open remedies wait and are not lost."""
+    ledger.assistant(assistant)
+    ledger.pause(assistant, paused)
+    verdict = "paused" if paused else "resumed"
+    ledger.decide(assistant, "pause", None, verdict, f"{verdict} by {who}" + (f": {why}" if why else ""), {})
 
 
 def ask_by_hand(ledger: Ledger, assistant: str, kind: str, body: dict) -> int:
@@ -106,11 +160,16 @@ def claimed(ledger: Ledger, outbox: int, run: str, brakes: Brakes) -> Iterator[C
         return
     said: list[str] = []
     unfinished: list[str] = []
+    start, ended = time.monotonic(), "failed"
     try:
         yield Claim(outbox, row["assistant"], row["kind"], row["cause"], row["body"], said.append, unfinished.append)
+        ended = "again" if unfinished else "acted"
     except BaseException:
         ledger.free(outbox, run)
         raise
+    finally:
+        cost = {"outbox": outbox, "seconds": round(time.monotonic() - start, 1), "run": run}
+        ledger.decide(row["assistant"], "remedy", None, ended, said[-1] if said else row["kind"], cost)
     if unfinished:
         print(f"{row['kind']} will be tried again: {unfinished[-1]}")
         ledger.free(outbox, run)

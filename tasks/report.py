@@ -20,7 +20,8 @@ from data import snapshots
 from data.records import Decision, Release, Snapshot
 from tasks import calibrate
 from tasks.calibrate import Calibration
-from tasks.diagnose import Evidence, Remedy
+from tasks.diagnose import Remedy
+from tasks.evidence import Evidence
 from tasks.retrieval import RetrievalReport
 from tasks.retrieval import markdown as table
 

@@ -7,48 +7,34 @@ the same transaction as the remedy they lead to.
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-
-import numpy as np
 
 from data import formats
 from data.ledger import Ledger
-from data.records import Interval, Record, Release, Snapshot, Sources, as_json, digest
+from data.records import Interval, Release, Snapshot, Sources, as_json, digest
 from data.requests import RequestLog
 from settings import settings
-from tasks import anchors, deploy, drift, index
-from tasks.diagnose import Evidence
-from tasks.drift import EDetector, Questions, Signal, Watch
+from tasks import anchors, drift, index, references, streams
+from tasks.drift import Watch
+from tasks.edetector import EDetector
+from tasks.evidence import Evidence
+from tasks.index import Staleness
+from tasks.labels import Label, labels, untrained
+from tasks.references import MonitorSettings
+from tasks.replay import replay
+from tasks.signals import Signal
 
-STREAMS = ("ratings", "grounding", "abstention", "latency")
-
-
-@dataclass(frozen=True)
-class MonitorSettings(Record):
-    """`reference` and `window` in questions (METHODS: 600 to 2,000 and 200; these are the sample's smaller ones).
-
-    A stream learns its rate from its first `reference` events and says so. The false-alarm budget `alpha` covers all
-    streams and the question windows over `horizon` events. A question is relevant from `relevant` cosine on.
-    """
-
-    reference: int = 300
-    most_reference: int = 2000
-    window: int = 100
-    horizon: int = 10_000
-    alpha: float = 0.05
-    slack: float = 0.03
-    relevant: float = 0.45
-    slow_s: float = 10.0
-    debounce_s: float = 10.0
-    recent_requests: int = 50
-    replay: int = 200
+MOST_ROWS = 20_000
+RUNS = 200
+"""Runs of the monitor whose volume is remembered."""
+BROKEN = {"format": "answers carry marks of a template", "leaks": "answers hold secrets"}
+"""Streams of what the system itself promises: in alarm they are broken constraints, not a matter of degree."""
 
 
 def watch(assistant: str, chosen: MonitorSettings = MonitorSettings()) -> tuple[Evidence, dict[str, dict]]:
     """The evidence on one assistant, and the new states of its detectors, to be stored with what is decided."""
-    book, log = Ledger(settings().ledger), RequestLog(settings().requests)
+    book, log, now = Ledger(settings().ledger), RequestLog(settings().requests), time.time()
     row = book.assistant(assistant)
     live = book.live()[assistant].live
     if live is None:
@@ -58,66 +44,111 @@ def watch(assistant: str, chosen: MonitorSettings = MonitorSettings()) -> tuple[
     stale = index.stale_sections(sources, live.index, Snapshot.of(row["snapshot"]) if row["snapshot"] else None)
     if not stale:
         unbury(book, live)
-    states = book.signal_states(assistant)
-    cursor = states.get("cursor", {"request": 0, "rating": 0})
-    logged = log.window(assistant, cursor["request"], 20_000)
-    asked = [r for r in logged if r["source"] == "user"]
-    rated = [r for r in book.feedback(assistant, cursor["rating"]) if r["rating"] in (1, -1)]
+    before = acted_on(book, assistant, book.signal_states(assistant))
+    cursor = {"request": 0, "rating": 0, "label": 0, "at": now, "buried": ""} | before.get("cursor", {})
+    logged = log.window(assistant, cursor["request"], MOST_ROWS)
+    asked = with_user_before([r for r in logged if r["source"] == "user"])
     answered = [r for r in asked if r["status"] == 200]
+    ratings = book.feedback(assistant)
+    said = [r for r in ratings if r["seq"] > cursor["rating"]]
+    judged = labels(book, assistant)
+    tombstones = book.tombstones(assistant)
+    buried = digest(*sorted(tombstones))
 
-    values = {
-        "ratings": [float(r["rating"] < 0) for r in rated],
-        "grounding": [1.0 - r["grounding"] for r in answered if not r["abstained"] and r["grounding"] is not None],
-        "abstention": [float(r["abstained"]) for r in answered if (r["similarity"] or 0.0) >= chosen.relevant],
-        "latency": [float(r["total_s"] > chosen.slow_s) for r in answered],
-    }
-    owner = served_by(live)
-    streams = {name: learned(states.get(name), values[name], owner, chosen) for name in STREAMS}
-    reference, window, questions = question_windows(states.get("questions"), answered, chosen)
+    read = streams.values("requests", asked) | streams.values("feedback", said)
+    read |= streams.values("labels", [vars(label) for label in judged if label.review > cursor["label"]])
+    states, fresh = {}, {}
+    for name, values in read.items():
+        states[name], fresh[name] = references.learned(name, before.get(name), values, live, chosen)
+    reference, window, questions = references.question_windows(before.get("questions"), answered, chosen)
+    probes, probed = probe(live, tombstones, before.get("probes"), chosen)
+    volumes = before.get("volume", {"rates": []})
+    busy = {"requests": len(asked), "hours": max(now - cursor["at"], 0.0) / 3600, "before": volumes["rates"]}
     looked = Watch(
         stale={"changed": len(stale.changed), "added": len(stale.added), "deleted": len(stale.deleted)},
-        streams={name: fresh for name, (_, fresh) in streams.items()},
-        states={name: EDetector.of(s["detector"]) for name, (s, _) in streams.items() if s["detector"]}
+        cited=cited_deleted(answered, tombstones) if buried == cursor["buried"] else None,
+        embedders={"indexed": live.index.embedder, "serving": probes["embedder"]},
+        probes=probed,
+        volume=busy if "cursor" in before else None,
+        clock={"times": [r["at"] for r in logged], "now": now} if logged else None,
+        anchors=anchors.asked_twice(before),
+        streams=fresh,
+        states={name: EDetector.of(s["detector"]) for name, s in states.items() if s["detector"]}
         | {"questions": EDetector.of(questions["detector"])},
+        learning=references.learning(states, chosen) | question_learning(questions, chosen),
+        groups=groups(said),
         reference=reference,
         window=window,
         seed=questions["windows"],
     )
     signals = drift.detect(looked)
     for signal in signals:
-        if signal.name in streams:
-            streams[signal.name][0]["detector"] = signal.evidence["state"]
-        elif signal.name == "questions":
-            questions = tested(questions, signal, chosen)
+        if signal.name in states and states[signal.name]["detector"]:
+            states[signal.name] = references.watched(states[signal.name], signal, now)
+        elif signal.name == "questions" and window is not None:
+            questions = references.tested(questions, signal, chosen, now)
+    last = {"request": logged[-1]["id"] if logged else cursor["request"]}
+    last |= {"rating": said[-1]["seq"] if said else cursor["rating"]}
+    last |= {"label": judged[-1].review if judged else 0, "at": now, "buried": buried, "stale": stale.fingerprint}
+    rates = [*volumes["rates"], busy["requests"] / busy["hours"]] if busy["hours"] > 0.01 else volumes["rates"]
+    states |= {"cursor": last, "questions": questions, "probes": probes, "volume": {"rates": rates[-RUNS:]}}
 
+    since = now - row["live_since"] if row["live_since"] else None
+    evidence = concluded(signals, states, stale, since, live, asked, ratings, chosen)
+    examples, preferences = untrained(book, live, judged)
+    evidence = replace(evidence, new_labelled_examples=examples, new_preferences=preferences)
+    if evidence.labelled_quality_down:
+        evidence = replace(evidence, worse_windows=worse_windows(judged, states["labels"], chosen))
+    if evidence.worth_a_replay:
+        states["replay"] = replayed(book, live, answered, judged, before.get("replay"), evidence, chosen)
+        evidence = replace(
+            evidence, replay={part: Interval.of(found) for part, found in states["replay"]["figures"].items()}
+        )
+    return evidence, states
+
+
+def concluded(
+    signals: tuple[Signal, ...],
+    states: dict[str, dict],
+    stale: Staleness,
+    since: float | None,
+    live: Release,
+    asked: list[dict],
+    ratings: list[dict],
+    chosen: MonitorSettings,
+) -> Evidence:
+    """What the signals of one run mean for the table of `diagnose`."""
+    alarmed = {signal.name: signal for signal in signals if signal.alarm}
     recent = [r for r in asked if r["release"] == live.id][-chosen.recent_requests :]
     failed = [r for r in recent if r["status"] == 500]  # 503 and 504 are about capacity, not about the release
-    since = time.time() - row["live_since"] if row["live_since"] else None
-    alarmed = {signal.name for signal in signals if signal.alarm}
-    quality = bool(alarmed & {"grounding", "abstention", "ratings"})
-    evidence = Evidence(
+    fell = [name for name in ("labels", "grounding", "abstention") if name in alarmed]
+    losses = [alarmed[name].evidence["rate"] - alarmed[name].evidence["state"]["p0"] for name in fell]
+    moved = [*fell, *(name for name in ("ratings", *BROKEN) if name in alarmed)]
+    hits = next((signal.evidence["rate"] for signal in signals if signal.name == "probes"), 1.0)
+    return Evidence(
         signals=signals,
+        budget=references.budget(chosen),
         seconds_since_promotion=since,
+        hard_broken=tuple(what for name, what in BROKEN.items() if name in alarmed),
         parse_failures=len(failed) / len(recent) if len(recent) >= 20 and len(failed) >= 3 else 0.0,
-        judge_moved=anchors.have_moved(states),
-        quality_alarm=bool(alarmed & {"grounding", "abstention"}),
-        change_covers_deploy=bool(quality and since is not None and since < 86_400),
+        schema_mismatch="unmeasured" in alarmed,
+        below_chance=hits < 0.1,
+        version_mismatch="embedder" in alarmed,
+        volume_jump="volume" in alarmed,
+        judge_moved="anchors" in alarmed,
+        quality_alarm=bool({"grounding", "abstention"} & alarmed.keys()),
+        labelled_quality_down="labels" in alarmed,
+        change_covers_deploy=any(references.covers_deploy(states[name], chosen) for name in moved),
         stale_sections=len(stale.changed) + len(stale.added) + len(stale.deleted),
+        retrieval_term_down=bool({"top score", "score gap", "unanswerable", "probes"} & alarmed.keys()),
         rating_alarm="ratings" in alarmed,
-        rating_alarm_users_share=users_share(rated),
+        rating_alarm_users_share=users_share([r for r in ratings if r["rating"]][-200:]),
         query_drift="questions" in alarmed,
+        loss=max([*losses, 0.0]),
     )
-    if evidence.change_covers_deploy:
-        evidence = replace(evidence, replay=replay(book, live, [r["question"] for r in answered], chosen))
-    new_cursor = {
-        "request": logged[-1]["id"] if logged else cursor["request"],
-        "rating": rated[-1]["seq"] if rated else cursor["rating"],
-        "stale": stale.fingerprint,
-    }
-    return evidence, {name: state for name, (state, _) in streams.items()} | {
-        "cursor": new_cursor,
-        "questions": questions,
-    }
+
+
+# --- what a run reads -------------------------------------------------------------------------
 
 
 def unbury(book: Ledger, live: Release) -> None:
@@ -135,87 +166,107 @@ def wait_for_quiet(sources: Sources, debounce_s: float) -> None:
     time.sleep(min(max(0.0, newest + debounce_s - time.time()), debounce_s))
 
 
-def served_by(live: Release) -> str:
-    """What the reference of a stream belongs to: it restarts with model, prompt or settings, not with the index."""
-    return digest(live.model.sha256, live.prompt, live.retrieval, live.decoding)[:16]
+def acted_on(book: Ledger, assistant: str, states: dict[str, dict]) -> dict[str, dict]:
+    """The states with the detectors restarted that a finished remedy, or a person, acted on; the others go on."""
+    for row in book.outbox(assistant, ("acted",)):
+        for name in row["body"].get("signals", ()):
+            if name in states:
+                states[name] = references.restarted(states[name], row["seq"])
+    return states
 
 
-def learned(state: dict | None, values: list[float], owner: str, chosen: MonitorSettings) -> tuple[dict, list[float]]:
-    """The state of a stream, its reference filled first, and the values that are left for the detector."""
-    if state is None or state["owner"] != owner:
-        state = {"owner": owner, "reference": [], "detector": None}
-    missing = chosen.reference - len(state["reference"])
-    if missing > 0:
-        state = state | {"reference": state["reference"] + values[:missing]}
-        values = values[missing:]
-    if state["detector"] is None and len(state["reference"]) >= chosen.reference:
-        bar = drift.threshold(len(STREAMS) + 1, chosen.horizon, chosen.alpha)
-        detector = drift.watch(drift.upper_rate(state["reference"]), bar, chosen.slack)
-        state = state | {"detector": as_json(detector)}
-    return state, values if state["detector"] else []
+def with_user_before(asked: list[dict]) -> list[dict]:
+    """The requests, each with the user of the one before it."""
+    users = [None, *(row["user"] for row in asked)]
+    return [row | {"user_before": user} for row, user in zip(asked, users, strict=False)]
 
 
-def question_windows(state: dict | None, answered: list[dict], chosen: MonitorSettings):
-    """Reference and window of questions (None while they fill) and the state that remembers which requests they are."""
-    bar = drift.threshold(len(STREAMS) + 1, max(1, chosen.horizon // chosen.window), chosen.alpha)
-    state = state or {"reference": [], "pending": [], "windows": 0, "detector": as_json(drift.watch_p(bar))}
-    ids = [r["id"] for r in answered if r["embedding"]]
-    missing = chosen.reference - len(state["reference"])
-    state = state | {"reference": state["reference"] + ids[: max(0, missing)]}
-    state = state | {"pending": state["pending"] + ids[max(0, missing) :]}
-    if len(state["pending"]) < chosen.window:
-        return None, None, state
-    log = RequestLog(settings().requests)
-    kept = {part: log.rows(state[part]) for part in ("reference", "pending")}
-    if len(kept["reference"]) < chosen.reference // 2:  # pruned, or deleted by their users: learn again
-        return None, None, state | {"reference": [row["id"] for row in kept["reference"]]}
-    return questions(kept["reference"]), questions(kept["pending"]), state
+def cited_deleted(answered: list[dict], tombstones: frozenset[str]) -> dict:
+    """Answers that cite a chunk that was buried already at the run before, so before they were given."""
+    cited = sum(not tombstones.isdisjoint(row["cited"] or ()) for row in answered)
+    return {"cited": cited, "answers": len(answered)}
 
 
-def tested(state: dict, signal: Signal, chosen: MonitorSettings) -> dict:
-    """The state after a window was tested: each is tested once, and joins the reference unless it was out of line."""
-    joined = state["reference"] + ([] if signal.evidence["p"] <= chosen.alpha else state["pending"])
-    return state | {
-        "detector": signal.evidence["state"],
-        "reference": joined[-chosen.most_reference :],
-        "pending": [],
-        "windows": state["windows"] + 1,
-    }
+def groups(said: list[dict]) -> dict[str, list[float]]:
+    """Ratings by whose key they came with, 1 being bad; groups of fewer than ten say nothing."""
+    found: dict[str, list[float]] = {}
+    for row in said:
+        if row["rating"]:
+            found.setdefault(row["owner"] or "without a key", []).append(float(row["rating"] < 0))
+    return {owner: values for owner, values in found.items() if len(values) >= 10}
 
 
-def questions(rows: list[dict]) -> Questions:
-    vectors = [np.frombuffer(row["embedding"], np.float16).astype(np.float32) for row in rows]
-    return Questions(np.stack(vectors), tuple(r["question"] for r in rows), tuple(r["user"] or "" for r in rows))
+def question_learning(questions: dict, chosen: MonitorSettings) -> dict[str, tuple[int, int]]:
+    have = len(questions["reference"])
+    return {"questions": (have, chosen.reference)} if have < chosen.reference else {}
+
+
+def probe(
+    live: Release, tombstones: frozenset[str], state: dict | None, chosen: MonitorSettings
+) -> tuple[dict, dict | None]:
+    """Ask the index for its own sections, once for each index, embedder and set of deletions; None: asked already."""
+    from data import store
+    from data.embedding import load
+    from serving import rag
+    from serving.engine.models import embedder_folder
+    from tasks.retrieval import probes
+
+    weights = (embedder_folder() / "model.safetensors").stat().st_mtime
+    key = digest(live.index.checksum, live.retrieval, len(tombstones), weights)
+    if state and state["key"] == key:
+        return state, None
+    embedder = load(embedder_folder())
+    state = {"key": key, "embedder": embedder.sha256, "rate": state["rate"] if state else None}
+    asked = probes(live.index, chosen.probes) if embedder.sha256 == live.index.embedder else []
+    if not asked:
+        return state, None
+    found = rag.retrieve_many(
+        [question.question for question in asked], store.open_index(live.index), embedder, live.retrieval, tombstones
+    )
+    hits = [
+        float(any(hit.chunk.section_hash == question.section_hash for hit in some))
+        for question, some in zip(asked, found, strict=True)
+    ]
+    return state | {"rate": sum(hits) / len(hits)}, {"hits": hits, "reference": state["rate"]}
+
+
+# --- what it means ----------------------------------------------------------------------------
+
+
+def worse_windows(judged: list[Label], state: dict, chosen: MonitorSettings) -> int:
+    """How many of the last windows of reviewed answers in a row were worse than the reference."""
+    wrong = [float(label.wrong) for label in judged]
+    windows = [
+        wrong[end - chosen.window_labels : end]
+        for end in range(len(wrong), chosen.window_labels - 1, -chosen.window_labels)
+    ]
+    count = 0
+    for window in windows:
+        if sum(window) / len(window) <= state["detector"]["p0"]:
+            break
+        count += 1
+    return count
 
 
 def users_share(rated: list[dict]) -> float:
-    """Share of the bad ratings that the worst user gave; keyless ratings count as one user."""
+    """Share of the bad ratings that the worst user gave; ratings without a user are nobody's in particular."""
     bad = [row["user"] or "" for row in rated if row["rating"] < 0]
-    return max((bad.count(user) for user in set(bad)), default=0) / len(bad) if len(bad) >= 5 else 0.0
+    return max((bad.count(user) for user in set(bad) if user), default=0) / len(bad) if len(bad) >= 5 else 0.0
 
 
-def replay(book: Ledger, live: Release, asked: list[str], chosen: MonitorSettings) -> dict[str, Interval]:
-    """The previous accepted release whole, on the most recent questions, beside the live one: paired live quality.
-
-    Live quality of an unlabelled answer: its grounding, 0 for an abstention.
-    """
-    from serving import rag
-    from tasks.arm import Arm
-    from tasks.intervals import paired_interval
-
-    recent = list(dict.fromkeys(asked))[-chosen.replay :]
-    try:
-        previous = deploy.rollback_release(book, live.assistant, None, keep_index=True)
-    except ValueError:  # there has been no other model, prompt or settings
-        return {}
-    if len(recent) < 20:
-        return {}
-    tombstones = book.tombstones(live.assistant)
-    scores = []
-    with ExitStack() as opened:
-        for release in (previous, live):
-            arm = Arm.open(release, opened)
-            found = rag.retrieve_many(recent, arm.index, arm.embedder, release.retrieval, tombstones)
-            answers = rag.answer_given(recent, found, release, arm.engine)
-            scores.append([0.0 if a.abstained else rag.grounding(a.text, a.hits) for a in answers])
-    return {"release": paired_interval("live quality", scores[0], scores[1], recent, 0.0)}
+def replayed(
+    book: Ledger,
+    live: Release,
+    answered: list[dict],
+    judged: list[Label],
+    state: dict | None,
+    evidence: Evidence,
+    chosen: MonitorSettings,
+) -> dict:
+    """The figures of the counterfactual replay, once for each release and set of alarms: it takes minutes."""
+    key = digest(live.id, sorted(signal.name for signal in evidence.signals if signal.alarm))
+    if state and state["key"] == key:
+        return state
+    labelled = {label.question: label.right for label in judged if label.right}
+    figures = replay(book, live, [row["question"] for row in answered], labelled, chosen.replay)
+    return {"key": key, "figures": {part: as_json(found) for part, found in figures.items()}}

@@ -10,7 +10,7 @@ import pytest
 from flows import monitor
 from flows.calibrate import measure
 from settings import settings
-from tasks import anchors
+from tasks import anchors, signals
 from tasks.calibrate import (
     KIND,
     Calibration,
@@ -169,35 +169,31 @@ def test_there_are_fifty_anchors_half_of_them_right_and_words_alone_mostly_tell_
     assert np.mean(said == [row.label for row in rows]) > 0.6
 
 
-def test_anchors_move_when_more_verdicts_change_than_chance_explains():
-    before = [1.0, 0.0] * 25
-    flipped = [1 - verdict for verdict in before[:5]] + before[5:]
-    assert not anchors.moved(before, before)
-    assert not anchors.moved(before, flipped[:3] + before[3:])
-    assert anchors.moved(before, flipped)
-    assert anchors.moved(before, [math.nan] * 50) is None
+def alarm(book):
+    """Whether the monitor would say that the judge of the assistant wiki has moved."""
+    return signals.anchors(**anchors.asked_twice(book.signal_states("wiki"))).alarm
 
 
 def test_a_judge_that_was_swapped_behind_its_address_is_told_from_its_anchors(tmp_path):
     book = new_ledger(tmp_path, "wiki")
     with serve(lexical) as endpoint:
-        assert anchors.watch(book, "wiki", endpoint.judge(tmp_path))["moved"] is False
-        assert anchors.watch(book, "wiki", endpoint.judge(tmp_path))["moved"] is False
+        anchors.watch(book, "wiki", endpoint.judge(tmp_path))
+        assert anchors.asked_twice(book.signal_states("wiki")) is None
+        anchors.watch(book, "wiki", endpoint.judge(tmp_path))
+        assert not alarm(book)
         assert len(endpoint.asked) == 100, "anchors are asked anew, not remembered"
         endpoint.reply = lambda body: '{"correct": "yes"}'
-        assert anchors.watch(book, "wiki", endpoint.judge(tmp_path))["moved"] is True
-    assert anchors.have_moved(book.signal_states("wiki"))
+        anchors.watch(book, "wiki", endpoint.judge(tmp_path))
+    assert alarm(book)
 
 
-def test_moved_anchors_ask_a_person_to_recalibrate_and_touch_nothing_live(tmp_path, monkeypatch):
+def test_a_moved_judge_asks_a_person_to_recalibrate_and_touches_nothing_live(tmp_path, monkeypatch):
     told: list = []
     monkeypatch.setattr(monitor.report, "alert", lambda *alert: told.append(alert))
     book, live = new_ledger(tmp_path, "wiki"), release()
     go_live(book, live)
-    book.store_signals("wiki", {anchors.SIGNAL: {"version": VERSION, "anchors": [], "moved": True}})
-    states = book.signal_states("wiki")
-    evidence = Evidence(judge_moved=anchors.have_moved(states))
-    monitor.ask_for(book, "wiki", live.id, diagnose(evidence), evidence, states)
+    evidence = Evidence(judge_moved=True)
+    monitor.ask_for(book, "wiki", live.id, diagnose(evidence), evidence, {})
     assert book.decisions("wiki", "diagnosis")[0]["verdict"] == "recalibrate"
     assert "recalibrate the judge" in told[0][1]
     assert book.outbox("wiki") == []
@@ -208,12 +204,10 @@ def test_a_judge_that_does_not_answer_has_not_moved_and_is_no_reference(tmp_path
     book = new_ledger(tmp_path, "wiki")
     with serve(lambda body: "nonsense") as endpoint:
         assert anchors.watch(book, "wiki", endpoint.judge(tmp_path)) == {}
-        endpoint.reply = lexical
-        state = anchors.watch(book, "wiki", endpoint.judge(tmp_path))
-        assert state["moved"] is False
-        book.store_signals("wiki", {anchors.SIGNAL: state | {"moved": True}})
-        endpoint.reply = lambda body: "nonsense"
-        assert anchors.watch(book, "wiki", endpoint.judge(tmp_path))["moved"] is True, "an alarm stays until it is said"
+        for reply in (lexical, lambda body: '{"correct": "yes"}', lambda body: "nonsense"):
+            endpoint.reply = reply
+            anchors.watch(book, "wiki", endpoint.judge(tmp_path))
+    assert alarm(book), "an alarm stays until the judge can be asked"
 
 
 @pytest.fixture

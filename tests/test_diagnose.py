@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from data.records import Interval, as_json
-from tasks.diagnose import KINDS, TABLE, DiagnosisSettings, Evidence, Remedy, diagnose, expected_cost
-from tasks.drift import Signal, staleness
+from tasks.diagnose import KINDS, TABLE, Remedy, diagnose
+from tasks.evidence import DiagnosisSettings, Evidence, expected_cost
+from tasks.signals import Signal, staleness
 
 HOUR = 3600.0
 

@@ -102,3 +102,20 @@ def test_migrating_twice_changes_nothing(tmp_path):
     migrate(url)
     migrate(url)
     assert Ledger(url).assistants() == []
+
+
+def test_one_row_at_most_is_queued_and_it_is_the_newest(tmp_path):
+    ledger = new_ledger(tmp_path, "wiki")
+    first = ledger.open_remedy("wiki", "reindex", "edit 0", {})
+    ledger.claim(first, "run")
+    rows = [ledger.open_remedy("wiki", "reindex", f"edit {number}", {}) for number in range(1, 20)]
+    assert [row["seq"] for row in ledger.outbox("wiki", ("open",))] == [rows[-1]]
+    assert len(ledger.outbox("wiki", ("merged",))) == 18
+    assert ledger.outbox("wiki")[-1]["at"] <= ledger.outbox("wiki")[1]["at"], "it waits since the first of them did"
+
+
+def test_what_a_person_asked_for_is_not_merged_into_what_a_signal_asked_for(tmp_path):
+    ledger = new_ledger(tmp_path, "wiki")
+    by_hand = ledger.open_remedy("wiki", "rollback", "by hand 1", {"asked": "by hand", "to": "rel"})
+    signal = ledger.open_remedy("wiki", "rollback", "worse", {})
+    assert [row["seq"] for row in ledger.outbox("wiki", ("open",))] == [by_hand, signal]

@@ -1,9 +1,13 @@
 """A diagnosis becomes one outbox row for a cause, and everything that does not act stays a record."""
 
+from dataclasses import replace
+
 import pytest
 
 from flows import monitor
-from tasks.diagnose import Evidence, Remedy
+from tasks.diagnose import Remedy, diagnose
+from tasks.evidence import Evidence
+from tasks.signals import Signal
 from tests.ledgers import new_ledger
 
 
@@ -47,7 +51,41 @@ def test_an_alert_moves_nothing_and_a_freeze_pauses(tmp_path, heard):
     assert ledger.assistant("wiki")["paused"]
 
 
-def test_nothing_is_not_even_a_record(tmp_path, heard):
+def test_nothing_is_a_decision_told_to_nobody_and_recorded_when_it_is_new(tmp_path, heard):
     ledger = new_ledger(tmp_path, "wiki")
     ask(ledger, "nothing")
-    assert heard == [] and ledger.decisions("wiki") == [] and ledger.signal_states("wiki")
+    ask(ledger, "nothing")
+    assert heard == [] and [row["verdict"] for row in ledger.decisions("wiki")] == ["nothing"]
+    assert ledger.signal_states("wiki")
+
+
+def test_a_decision_holds_evidence_alternatives_costs_and_brakes(tmp_path, heard):
+    ledger = new_ledger(tmp_path, "wiki")
+    ledger.pause("wiki", True)
+    evidence = Evidence(stale_sections=2)
+    monitor.ask_for(ledger, "wiki", "rel-1", diagnose(evidence), evidence, {"cursor": {"stale": "hash"}})
+    body = ledger.decisions("wiki", "diagnosis")[0]["body"]
+    assert body["evidence"] == {"stale_sections": 2} and body["outbox"] == 1
+    assert {"retrain", "rollback", "nothing"} <= {other["kind"] for other in body["alternatives"]}
+    assert all(other["why not"] and other["expected_cost"] >= 0 for other in body["alternatives"])
+    assert body["expected_cost"] > 0
+    assert body["brakes"] == {"refuses": "", "holds": "automation of 'wiki' is paused"}
+
+
+def test_an_alarm_too_young_to_act_on_is_asked_again_when_it_has_come_of_age(tmp_path, heard):
+    ledger = new_ledger(tmp_path, "wiki")
+    evidence = Evidence(labelled_quality_down=True, worse_windows=2, new_labelled_examples=600)
+    for events in (12, 20, 31):
+        alarm = Signal("labels", 1.0, True, "", {"state": {"events": events}})
+        seen = replace(evidence, signals=(alarm,))
+        monitor.ask_for(ledger, "wiki", "rel-1", diagnose(seen), seen, {})
+    assert [row["body"]["events"] for row in ledger.outbox("wiki")] == [12, 31]
+
+
+def test_a_refused_cause_fires_again_only_when_its_evidence_has_changed(tmp_path, heard):
+    ledger = new_ledger(tmp_path, "wiki")
+    few, more = (Evidence(labelled_quality_down=True, worse_windows=2, new_labelled_examples=n) for n in (600, 1300))
+    for evidence in (few, few, more):
+        monitor.ask_for(ledger, "wiki", "rel-1", diagnose(evidence), evidence, {})
+        ledger.settle(ledger.outbox("wiki")[-1]["seq"], "refused", "the gate rejected it")
+    assert len(ledger.outbox("wiki")) == 2

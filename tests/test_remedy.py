@@ -93,3 +93,50 @@ def test_an_unknown_row_or_assistant_is_named(ledger):
         pass
     with pytest.raises(KeyError, match="no assistant 'wikki'"):
         remedy.ask_by_hand(ledger, "wikki", "reindex", {})
+
+
+def test_a_veto_counts_until_the_remedy_has_started_and_is_on_record(ledger):
+    brakes = Brakes(opt_out_s=60)
+    seq = ledger.open_remedy("wiki", "retrain", "worse", {})
+    with remedy.claimed(ledger, seq, "run-1", brakes) as claim:
+        assert claim is None, "within the opt-out window nothing starts"
+    assert remedy.veto(ledger, seq, "Ann", "the labels are wrong")
+    row = ledger.outbox("wiki")[0]
+    assert (row["state"], row["note"]) == ("vetoed", "vetoed by Ann: the labels are wrong")
+    assert ledger.decisions("wiki", "veto")[0]["verdict"] == "retrain"
+    assert ledger.open_remedy("wiki", "retrain", "worse", {}) is None, "not asked again for the same cause"
+    started = ledger.open_remedy("wiki", "retrain", "worse still", {})
+    with remedy.claimed(ledger, started, "run-2", Brakes()):
+        assert not remedy.veto(ledger, started, "Ann")
+
+
+def test_a_pause_is_on_record(ledger):
+    remedy.pause(ledger, "wiki", True, "Ann", "migration")
+    assert ledger.assistant("wiki")["paused"]
+    remedy.pause(ledger, "wiki", False, "Ann")
+    said = [(row["verdict"], row["reason"]) for row in ledger.decisions("wiki", "pause")]
+    assert said == [("resumed", "resumed by Ann"), ("paused", "paused by Ann: migration")]
+
+
+@pytest.mark.parametrize("brakes", [Brakes(weekly_s=50), Brakes(weekly_cost=1.0, price_per_hour=100.0)])
+def test_machine_time_and_money_of_the_week_refuse_when_they_are_used_up(ledger, brakes):
+    ledger.decide("wiki", "remedy", None, "failed", "retrain", {"outbox": 1, "seconds": 60.0, "run": "r"})
+    seq = ledger.open_remedy("wiki", "reindex", "edit", {})
+    with remedy.claimed(ledger, seq, "run-1", brakes) as claim:
+        assert claim is None
+    assert state(ledger, seq) == "refused" and "this week" in ledger.outbox("wiki")[0]["note"]
+
+
+def test_an_alarm_on_too_few_events_is_refused(ledger):
+    seq = ledger.open_remedy("wiki", "retrain", "worse", {"events": 12})
+    with remedy.claimed(ledger, seq, "run-1", Brakes(evidence=30)) as claim:
+        assert claim is None
+    assert "at least 30 are needed" in ledger.outbox("wiki")[0]["note"]
+
+
+def test_what_a_remedy_took_is_recorded_also_when_it_fails(ledger):
+    seq = ledger.open_remedy("wiki", "retrain", "worse", {})
+    with pytest.raises(OSError), remedy.claimed(ledger, seq, "run-1", Brakes()):
+        raise OSError("no disk")
+    run = ledger.decisions("wiki", "remedy")[0]
+    assert run["verdict"] == "failed" and run["body"]["outbox"] == seq and run["body"]["seconds"] >= 0
