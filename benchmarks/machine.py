@@ -110,6 +110,7 @@ def data(name: str) -> str:
     sources = {
         "squadshifts": "SQuADShifts (Miller et al. 2020), github.com/modestyachts/squadshifts-website",
         "docs_pydantic": "the docs folder of a release of Pydantic, github.com/pydantic/pydantic, as .tar.gz",
+        "evouna": "EVOUNA (Wang et al. 2023), github.com/wangcunxiang/QA-Eval",
     }
     folder = os.environ.get("PERENNIAL_DATA")
     path = Path(folder or ".") / name

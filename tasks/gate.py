@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from scipy import stats
 
-from data.records import Decision, Interval, Record
+from data.records import Decision, Interval, Record, as_json
 from tasks.intervals import (
     Pairs,
     Scores,
@@ -26,17 +27,19 @@ from tasks.intervals import (
 )
 from tasks.metrics import aggregate
 
-__all__ = ["GateSettings", "Scores", "decide", "paired_interval"]
+__all__ = ["GateSettings", "Scores", "better_by_chance", "decide", "intervals_of", "paired_interval"]
 
 KINDS = ("bootstrap", "first-tuned", "change", "index-only")
+SWAPS = 400
 
 
 @dataclass(frozen=True)
 class GateSettings(Record):
     """Run knobs of the gate. Margins are on the 0 to 1 scale of the metrics, `max_slowdown` is a ratio of seconds.
 
-    `looks` is how many times this candidate may be judged in all: each look then has alpha / looks.
+    `looks` is how many times this candidate may be tested in all, 1 or 2: each look then has alpha / looks.
     `tuned_decisions` is how many tuned candidates one golden set may judge before part of it must be replaced.
+    `approval_hours`: how long a person may take to approve an accepted candidate; None: nobody is asked.
     """
 
     primary: str = "correct"
@@ -54,8 +57,11 @@ class GateSettings(Record):
     probes: int = 60
     probe_floor: float = 0.80
     tuned_decisions: int = 20
+    approval_hours: float | None = None
 
     def __post_init__(self):
+        if self.looks not in (1, 2):
+            raise ValueError(f"{self.looks} looks; a candidate is tested once, or twice where that is planned before")
         if len(self.guardrails) > 4:
             raise ValueError(
                 f"{len(self.guardrails)} guardrails; at most four, or a good candidate fails one by chance"
@@ -74,13 +80,16 @@ def decide(
     release: str = "",
     champion_release: str | None = None,
     tuned_decisions: int = 0,
+    looks_before: Sequence[float] = (),
+    by_chance: float | None = None,
 ) -> Decision:
     """The verdict on one candidate, in order: hard constraints, primary metric, guardrails, slices.
 
     `hard` names every hard constraint that was checked: None if it holds, else how it is broken. `kind` is
     "bootstrap" (hard constraints only), "first-tuned" (must be better than the bootstrap), "change" or "index-only"
     (judged on `probes`, 1 passed and 0 failed, where too few golden questions vote). `tuned_decisions` is how many
-    tuned candidates this golden set has already judged.
+    tuned candidates this golden set has already judged. `looks_before`: the error level of each test of this candidate
+    that held; testing until it passes would promote a worse one. `by_chance`: see `better_by_chance`.
 
     Raises:
         ValueError: for an unknown kind, no hard constraints, or no champion's scores to compare with.
@@ -98,9 +107,21 @@ def decide(
     intervals: list[Interval] = []
     notes: list[str] = []
 
-    def verdict(name: str, reason: str, superior: bool = False, judged: str = "golden") -> Decision:
+    def verdict(name: str, reason: str, superior: bool = False, judged: str = "golden", look: int = 0) -> Decision:
         return Decision(
-            name, reason, release, champion_release, superior, judged, tuple(intervals), metrics, baseline, tuple(notes)
+            name,
+            reason,
+            release,
+            champion_release,
+            superior,
+            judged,
+            tuple(intervals),
+            metrics,
+            baseline,
+            tuple(notes),
+            look,
+            alpha,
+            settings=as_json(settings),
         )
 
     broken = [f"{name}: {problem}" for name, problem in hard.items() if problem is not None]
@@ -114,12 +135,12 @@ def decide(
     margin = 0.0 if kind == "first-tuned" else settings.margin
     primary = pairs.interval(settings.primary, margin, alpha, settings.max_missing)
     intervals.append(primary)
-    superior = primary.lower > 0 and max(pairs.missing) <= settings.max_missing
+    superior = pairs.superior(primary, alpha) and max(pairs.missing) <= settings.max_missing
     if candidate.unit != "document":
         notes.append(f"Split and clustered by {candidate.unit}: too few documents to cluster by document.")
 
     probed = None
-    if kind == "index-only" and probes is not None:
+    if probes is not None:
         probed = probe_interval(probes, settings.probe_floor, alpha)
         intervals.append(probed)
         if probed.verdict == "reject":
@@ -148,6 +169,22 @@ def decide(
         reason = f"This golden set has judged {tuned_decisions} tuned candidates: replace part of it before the next."
         return verdict("hold", reason)
 
+    if sum(looks_before) + alpha > settings.alpha + 1e-9:
+        reason = (
+            f"Tested {len(looks_before)} time{'s' * (len(looks_before) > 1)} already, and testing until it passes "
+            "would promote a worse one by chance: make a new candidate, or plan two looks before the first."
+        )
+        return verdict("hold", reason)
+    look = len(looks_before) + 1
+    if by_chance is not None:
+        allowed = float(stats.binom.isf(0.001, SWAPS, alpha)) / SWAPS
+        notes.append(f"A/A: {by_chance:.1%} of {SWAPS} random exchanges of the two arms came out better.")
+        if by_chance > allowed:
+            reason = (
+                f"These questions say better by chance too often ({by_chance:.1%}, {allowed:.1%} allowed): check them."
+            )
+            return verdict("hold", reason, look=look)
+
     rejects, holds, guarding = [], [], 0
     _sort(primary, pairs, settings, rejects, holds)
     for name in settings.guardrails:
@@ -170,17 +207,46 @@ def decide(
         else:
             _sort(interval, guarded, settings, rejects, holds)
     if rejects:
-        return verdict("reject", f"Worse than allowed: {'; '.join(rejects)}.")
+        return verdict("reject", f"Worse than allowed: {'; '.join(rejects)}.", look=look)
     harmed, warned = _slices(pairs, candidate, settings, alpha)
     notes.extend(warned)
     if harmed:
-        return verdict("reject", f"Proven harm in a slice: {'; '.join(harmed)}.")
+        return verdict("reject", f"Proven harm in a slice: {'; '.join(harmed)}.", look=look)
     if holds:
-        return verdict("hold", f"Not settled: {'; '.join(holds)}.", superior)
+        return verdict("hold", f"Not settled: {'; '.join(holds)}.", superior, look=look)
     than = "Better than" if superior else "Not worse than"
     held = f"; {guarding} guardrail{'s hold' if guarding != 1 else ' holds'}" if guarding else ""
     reason = f"{than} the champion: {_figures(primary)}{held}."
-    return verdict("promote", reason, superior)
+    return verdict("promote", reason, superior, look=look)
+
+
+def better_by_chance(candidate: Scores, champion: Scores, settings: GateSettings = GateSettings()) -> float:
+    """How often the gate says better where each question's two scores change arms by a coin: an A/A check.
+
+    Neither arm is better then, so the share may exceed alpha by no more than chance. It is run on the very scores that
+    are decided on, so also whenever the questions or the metrics have changed.
+    """
+    pairs, coins = pair(settings.primary, candidate, champion), np.random.default_rng(0)
+    said, alpha = 0, settings.alpha / settings.looks
+    for _ in range(SWAPS if len(set(pairs.clusters)) > 1 else 0):
+        swapped = pairs.swapped(coins.random(len(pairs.questions)) < 0.5)
+        said += swapped.superior(swapped.interval(settings.primary, 0.0, alpha, settings.max_missing), alpha)
+    return said / SWAPS
+
+
+def intervals_of(candidate: Scores, champion: Scores, settings: GateSettings) -> list[Interval]:
+    """The interval of every metric both arms have, the primary first; margins of guardrails but for the primary."""
+    names = [name for name in candidate.metrics if name in champion.metrics and name != settings.primary]
+    found = []
+    for name in [settings.primary, *names]:
+        pairs = pair(name, candidate, champion)
+        if not pairs.questions:
+            continue
+        if name == settings.primary:
+            found.append(pairs.interval(name, settings.margin, settings.alpha / settings.looks, settings.max_missing))
+        else:
+            found.append(_guardrail(name, pairs, settings, settings.alpha / settings.looks))
+    return found
 
 
 def _means(scores: Scores) -> dict[str, float]:
@@ -253,6 +319,8 @@ def _figures(interval: Interval) -> str:
         slower = math.exp(-interval.mean)
         return f"latency x{slower:.2f} of the champion's (at most x{math.exp(interval.margin):.2f}, {interval.n} timed)"
     seen = f"detectable {100 * interval.detectable:.1f}"
+    if interval.margin:
+        seen += f", power {interval.power:.0%} at a tie"
     return f"{interval.metric} {_points(interval.mean)} points ({bounds}, {where}, {seen})"
 
 
