@@ -93,6 +93,8 @@ class Arm:
                 "accepted": list(question.answers),
                 "answer": answer.text,
                 "hits": [hit.chunk.id for hit in answer.hits],
+                "contexts": [[hit.chunk.document, hit.chunk.section, hit.chunk.text] for hit in answer.hits],
+                "tokens": [answer.generation.prompt_tokens, answer.generation.completion_tokens],
                 "correct": value,
             }
             for question, answer, value in zip(golden, answers, scored["correct"], strict=True)

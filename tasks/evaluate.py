@@ -32,7 +32,19 @@ from tasks import gate
 from tasks.arm import Arm, sentences
 from tasks.gate import GateSettings, Scores
 
-CODE_VERSION = "1"
+CODE_VERSION = digest("2", *(file.read_text() for file in sorted((Path(__file__).parent / "metrics").glob("*.py"))))
+"""Changes with any metric: scores of a suite that has changed are never read, of neither arm."""
+
+TOUCHES = {
+    "model": {"given", "latency"},
+    "index": {"probes"},
+    "prompt": {"given", "latency"},
+    "retrieval": {"probes", "latency"},
+    "decoding": {"latency"},
+    "guard": {"latency"},
+}
+"""What is measured beside the answers for each part of a release that changed. Answers are always asked for; those
+whose prompt, model and settings are the same are read from the cache."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,9 @@ class Evaluation(Record):
 def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: Snapshot, suite: Suite = Suite()):
     """Scores of `candidate` and `champion` on the golden questions that vote; returns an Evaluation.
 
-    `kind`: bootstrap (hard constraints on a few questions), tuned, reindex, reprompt, rollback. The same releases on
-    the same snapshot are evaluated once.
+    `kind`: bootstrap (hard constraints on a few questions), tuned, reindex, reprompt, rollback. Both arms are scored in
+    this run, and what else is measured follows from what changed between them (`TOUCHES`). The same releases on the
+    same snapshot are evaluated once.
     """
     key = digest(candidate.id, champion.id if champion else None, kind, snapshot.id, as_json(suite), CODE_VERSION)
     path = settings().home / "reports" / candidate.id / f"{key[:16]}.json"
@@ -77,6 +90,9 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     scores: dict[str, Scores] = {}
     rows: dict[str, list[dict]] = {}
     probes: list[float] | None = None
+    repeated: dict[str, float] = {}
+    changed = changed_parts(candidate, champion)
+    measured = set() if kind == "rollback" else {what for part in changed for what in TOUCHES[part]}
     if not any(hard.values()):
         with ExitStack() as opened:
             arms = {"candidate": Arm.open(candidate, opened)}
@@ -85,15 +101,16 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
                 arms["champion"] = Arm.open(champion, opened, same)
             for name, arm in arms.items():
                 answers = arm.answer(golden, left_out, tombstones, name)
-                given_passage = kind == "tuned" and suite.given_passage
+                given_passage = champion is not None and "given" in measured and suite.given_passage
                 scores[name], rows[name] = arm.score(golden, answers, given_passage)
                 if name == "candidate":
                     hard |= sound_answers(answers, arm, tombstones)
-            if kind == "tuned" and champion and champion.model != candidate.model:
-                time_both(arms, scores, golden, suite)
-            if kind in ("reindex", "bootstrap"):
-                changed = changed_sections(candidate.index, champion.index) if champion else set()
-                probes = arms["candidate"].probe(changed, suite.probes, tombstones)
+            if champion and "latency" in measured:
+                asked = [question for question in golden if question.id not in left_out]
+                repeated = time_both(arms, scores, rows, asked, tombstones, suite)
+            if "probes" in measured:
+                sections = changed_sections(candidate.index, champion.index) if champion else set()
+                probes = arms["candidate"].probe(sections, suite.probes, tombstones)
     seconds = time.monotonic() - start
     evaluation = Evaluation(
         str(path), candidate.id, champion.id if champion else None, kind, len(golden), snapshot.aged, seconds
@@ -106,6 +123,9 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
         "hard": hard,
         "probes": probes,
         "first_tuned": tuned_first,
+        "changed": sorted(changed),
+        "repeated": repeated,
+        "about": about(candidate, champion, snapshot, golden, suite),
         "rows": rows,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,15 +136,26 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     return evaluation
 
 
-def decide(evaluation: Evaluation, kind: str, gates: GateSettings, tuned_decisions: int = 0) -> Decision:
+def decide(
+    evaluation: Evaluation,
+    kind: str,
+    gates: GateSettings,
+    tuned_decisions: int = 0,
+    looks_before: Sequence[float] = (),
+) -> Decision:
     """The gate's decision on stored scores."""
     body = json.loads(Path(evaluation.uri).read_text())
-    kinds = {"bootstrap": "bootstrap", "reindex": "index-only"}
-    judged = "first-tuned" if body["first_tuned"] and kind == "tuned" else kinds.get(kind, "change")
+    if kind == "bootstrap":
+        judged = "bootstrap"
+    elif kind == "tuned" and body["first_tuned"]:
+        judged = "first-tuned"
+    else:  # by what differs, whatever it is called
+        judged = "index-only" if body["changed"] == ["index"] else "change"
     read = {arm: Scores.of(body[arm]) if body[arm] else None for arm in ("candidate", "champion")}
     if read["candidate"] is None:  # a hard constraint broke before anything could be asked
         read = dict.fromkeys(read, Scores((), ()))
-    return gate.decide(
+    by_chance = gate.better_by_chance(*read.values(), gates) if read["champion"] else None
+    decision = gate.decide(
         read["candidate"],
         read["champion"],
         body["hard"],
@@ -134,34 +165,54 @@ def decide(evaluation: Evaluation, kind: str, gates: GateSettings, tuned_decisio
         evaluation.release,
         evaluation.champion,
         tuned_decisions,
+        looks_before,
+        by_chance,
     )
+    notes = [f"{share:.0%} of the {arm}'s answers came out the same again." for arm, share in body["repeated"].items()]
+    told = (*decision.notes, *notes)
+    return replace(decision, evaluation=evaluation.uri, suite=body["about"]["suite"], notes=told)
 
 
-def decided(ledger: Ledger, candidate: Release, live: Release | None) -> Decision | None:
-    """The accepting decision on record for this candidate against this champion, if there is one.
-
-    A refusal is taken again: its evaluation is read unless the golden questions changed, and so may the settings have.
-    """
-    row = ledger.gate_decision(candidate.id)
-    if row is None or row["body"]["champion"] != (live.id if live else None):
-        return None
-    decision = Decision.of(row["body"])
-    return decision if decision.accepted else None
-
-
-def accepted(ledger: Ledger, live: Release) -> Decision:
-    """Why the live release is live: its gate decision, or for a rollback that it was one."""
-    row = ledger.gate_decision(live.id)
-    if row is None:
-        return Decision("promote", f"{live.id} is live already, by a rollback", live.id)
-    decision = Decision.of(row["body"])
-    return replace(decision, reason=f"Live already, nothing it serves has changed. {decision.reason}")
+def changed_parts(candidate: Release, champion: Release | None) -> set[str]:
+    """Which parts of a release differ from the champion's, by what is served; of a first release all."""
+    if champion is None:
+        return set(TOUCHES)
+    parts = {
+        part
+        for part in ("prompt", "retrieval", "decoding", "guard")
+        if getattr(candidate, part) != getattr(champion, part)
+    }
+    if candidate.model.sha256 != champion.model.sha256:
+        parts.add("model")
+    content = [(index.checksum, index.embedder, index.chunker) for index in (candidate.index, champion.index)]
+    return parts | ({"index"} if content[0] != content[1] else set())
 
 
-def tuned_decisions(ledger: Ledger, candidate: Release) -> int:
-    """How many other tuned candidates the gate has judged (index-only refreshes do not wear a golden set out)."""
-    judged = {row["release"] for row in ledger.decisions(candidate.assistant, "gate", limit=10_000)} - {candidate.id}
-    return sum(ledger.release_row(release)["kind"] == "tuned" for release in judged)
+def about(
+    candidate: Release, champion: Release | None, snapshot: Snapshot, golden: Sequence[GoldenQuestion], suite: Suite
+) -> dict:
+    """Hashes and seeds: with them the same scores can be made again."""
+    served = {
+        arm: {
+            "release": release.id,
+            "model": release.model.sha256,
+            "adapter": release.model.adapter,
+            "engine": release.model.engine,
+            "index": release.index.checksum,
+            "embedder": release.index.embedder,
+            "prompt": release.prompt.sha256,
+            "settings": digest(release.retrieval, release.decoding, release.guard),
+        }
+        for arm, release in (("candidate", candidate), ("champion", champion))
+        if release
+    }
+    suites = {"suite": suite_hash(golden, suite), "metrics": CODE_VERSION, "asked": as_json(suite)}
+    return served | suites | {"snapshot": snapshot.id, "seed": candidate.decoding.seed}
+
+
+def suite_hash(golden: Sequence[GoldenQuestion], suite: Suite) -> str:
+    """What is asked and how it is scored."""
+    return digest(sorted(digest(question) for question in golden), suite, CODE_VERSION)
 
 
 # --- the questions ----------------------------------------------------------------------------
@@ -201,22 +252,41 @@ def changed_sections(new: IndexVersion, old: IndexVersion) -> set[tuple[str, str
 # --- latency ----------------------------------------------------------------------------------
 
 
-def time_both(arms: dict[str, Arm], scores: dict[str, Scores], golden: Sequence[GoldenQuestion], suite: Suite) -> None:
-    """Seconds of fresh generations of both arms in turn, on the same prompts, into their `latency` scores."""
+def time_both(
+    arms: dict[str, Arm],
+    scores: dict[str, Scores],
+    rows: dict[str, list[dict]],
+    asked: Sequence[GoldenQuestion],
+    tombstones: frozenset[str],
+    suite: Suite,
+) -> dict[str, float]:
+    """Seconds of fresh generations of both arms in turn, on the same prompts, into their `latency` scores.
+
+    Returns, for each arm, the share of these answers that are the same as the one that was scored: generated alone now,
+    in a batch then, so it tells how much of a difference could be the engine's own.
+    """
     from serving import rag
 
-    seconds: dict[str, list[float | None]] = {name: [None] * len(golden) for name in arms}
-    print(f"evaluate: latency of {min(suite.latency_questions, len(golden))} fresh answers of each arm, in turn")
-    for at, question in enumerate(golden[: suite.latency_questions]):
-        for name, arm in sorted(arms.items(), reverse=at % 2 == 1):
-            hits = rag.retrieve(arm.index, arm.embedder, question.question, arm.release.retrieval)
-            prompt = rag.build_prompt(arm.release.prompt, question.question, [hit.chunk for hit in hits])
+    seconds: dict[str, list[float | None]] = {name: [None] * len(rows[name]) for name in arms}
+    same = dict.fromkeys(arms, 0)
+    places = {row["id"]: at for at, row in enumerate(rows["candidate"])}
+    timed = asked[: suite.latency_questions]
+    print(f"evaluate: latency of {len(timed)} fresh answers of each arm, in turn")
+    for turn, golden in enumerate(timed):
+        at = places[golden.id]
+        for name, arm in sorted(arms.items(), reverse=turn % 2 == 1):
+            hits = rag.retrieve(arm.index, arm.embedder, golden.question, arm.release.retrieval, tombstones)
+            prompt = rag.build_prompt(arm.release.prompt, golden.question, [hit.chunk for hit in hits])
             decoding: Decoding = rag.limited(arm.release.decoding, arm.release.guard)
             start = time.monotonic()
-            arm.engine.generate([prompt], decoding)
+            (written,) = arm.engine.generate([prompt], decoding)
             seconds[name][at] = time.monotonic() - start
+            same[name] += (
+                rag.finish(golden.question, written, hits, arm.release.prompt).text == rows[name][at]["answer"]
+            )
     for name in arms:
         scores[name].metrics["latency"] = seconds[name]
+    return {name: count / len(timed) for name, count in same.items() if timed}
 
 
 # --- hard constraints -------------------------------------------------------------------------

@@ -1,0 +1,82 @@
+"""What was decided before: decisions that stand, tests a candidate had, candidates that a golden set has judged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from data.ledger import Ledger
+from data.records import Decision, Release, Snapshot
+from tasks.evaluate import Evaluation, Suite, questions_for, suite_hash
+
+SAME_SET = 0.8
+"""A golden set counts as the same while at least this share of its questions was asked before."""
+
+
+def decided(
+    ledger: Ledger, candidate: Release, live: Release | None, snapshot: Snapshot, kind: str, suite: Suite = Suite()
+) -> Decision | None:
+    """The accepting decision on record for this candidate against this champion, if there is one of the same suite.
+
+    A refusal is taken again: its evaluation is read unless the golden questions changed, and so may the settings have.
+    """
+    row = ledger.gate_decision(candidate.id)
+    if row is None or row["body"]["champion"] != (live.id if live else None):
+        return None
+    decision = Decision.of(row["body"])
+    same = decision.suite in ("", suite_hash(questions_for(snapshot, kind, suite)[0], suite))
+    return decision if decision.accepted and same else None
+
+
+def accepted(ledger: Ledger, live: Release) -> Decision:
+    """Why the live release is live: its gate decision, or for a rollback that it was one."""
+    row = ledger.gate_decision(live.id)
+    if row is None:
+        return Decision("promote", f"{live.id} is live already, by a rollback", live.id)
+    decision = Decision.of(row["body"])
+    return replace(decision, reason=f"Live already, nothing it serves has changed. {decision.reason}")
+
+
+def tuned_decisions(ledger: Ledger, evaluation: Evaluation) -> int:
+    """How many other tuned candidates the golden questions of this evaluation have judged.
+
+    Model, prompt and settings count, index-only refreshes do not: nothing in them was chosen by looking at the set. A
+    decision on a set of which too little is left today (`SAME_SET`) no longer counts.
+    """
+    today = set(_asked(evaluation.uri))
+    name = ledger.release_row(evaluation.release)["assistant"]
+    judged = {row["release"]: row["body"] for row in ledger.decisions(name, "gate", limit=10_000)}
+    judged.pop(evaluation.release, None)
+    kinds = {release: ledger.release_row(release)["kind"] for release in judged}
+    sets = [judged[release].get("evaluation") for release, kind in kinds.items() if kind in ("tuned", "reprompt")]
+    return sum(not Path(uri or "").is_file() or len(today & set(_asked(uri))) >= SAME_SET * len(today) for uri in sets)
+
+
+def looks_before(ledger: Ledger, evaluation: Evaluation) -> tuple[float, ...]:
+    """The error level of every test of this candidate against this champion that held, on other scores than these."""
+    name = ledger.release_row(evaluation.release)["assistant"]
+    made = [Decision.of(row["body"]) for row in ledger.decisions(name, "gate", limit=10_000)]
+    alphas = {
+        decision.evaluation: decision.alpha
+        for decision in made
+        if (decision.release, decision.champion) == (evaluation.release, evaluation.champion)
+        and (decision.verdict, bool(decision.look)) == ("hold", True)
+        and decision.evaluation != evaluation.uri
+    }
+    return tuple(alphas.values())
+
+
+def _asked(uri: str) -> list[str]:
+    scores = json.loads(Path(uri).read_text())["candidate"]
+    return scores["questions"] if scores else []
+
+
+def untuned(ledger: Ledger, decision: Decision) -> dict[str, float] | None:
+    """The means of the untuned release, where a first tuned candidate was judged against it on this very suite."""
+    name = ledger.release_row(decision.release)["assistant"]
+    for row in ledger.decisions(name, "gate", limit=10_000):
+        past = Decision.of(row["body"])
+        if past.suite == decision.suite and past.champion and not ledger.release(past.champion).model.adapter:
+            return past.baseline
+    return None
