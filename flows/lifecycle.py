@@ -18,6 +18,7 @@ from data import feedback
 from data.ledger import Ledger
 from data.records import Decision, IndexVersion, Model, Prompt, Release, Retrieval, Snapshot, Sources, as_json
 from data.requests import RequestLog
+from flows import approval
 from serving.engine import bases
 from serving.engine.bases import Base
 from settings import settings
@@ -102,6 +103,8 @@ def release(candidate: Release, kind: str, snapshot: Snapshot, gates: GateSettin
         return named(precedents.accepted(book, live))
     book.add_release(candidate, kind, live.id if live else None, as_json(snapshot))
     decision = gated(candidate, live, kind, snapshot, gates)
+    if decision.accepted and gates.approval_hours is not None:
+        decision = approval.approved(book, decision, gates.approval_hours)
     mirror(candidate.id, return_state=True)
     if not decision.accepted:
         return named(decision)
