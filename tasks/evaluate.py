@@ -18,7 +18,6 @@ from data.ledger import Ledger
 from data.records import (
     Answer,
     Decision,
-    Decoding,
     GoldenQuestion,
     IndexVersion,
     Record,
@@ -29,8 +28,9 @@ from data.records import (
 )
 from settings import settings
 from tasks import gate
-from tasks.arm import Arm, sentences
+from tasks.arm import Arm, sentences, time_both
 from tasks.gate import GateSettings, Scores
+from tasks.intervals import better_by_chance, pair
 
 CODE_VERSION = digest("2", *(file.read_text() for file in sorted((Path(__file__).parent / "metrics").glob("*.py"))))
 """Changes with any metric: scores of a suite that has changed are never read, of neither arm."""
@@ -91,6 +91,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     rows: dict[str, list[dict]] = {}
     probes: list[float] | None = None
     repeated: dict[str, float] = {}
+    versions: dict[str, str] = {}
     changed = changed_parts(candidate, champion)
     measured = set() if kind == "rollback" else {what for part in changed for what in TOUCHES[part]}
     if not any(hard.values()):
@@ -99,6 +100,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
             if champion:
                 same = arms["candidate"].engine if champion.model == candidate.model else None
                 arms["champion"] = Arm.open(champion, opened, same)
+            versions = {f"{name} engine": arm.engine.version for name, arm in arms.items()}
             for name, arm in arms.items():
                 answers = arm.answer(golden, left_out, tombstones, name)
                 given_passage = champion is not None and "given" in measured and suite.given_passage
@@ -107,7 +109,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
                     hard |= sound_answers(answers, arm, tombstones)
             if champion and "latency" in measured:
                 asked = [question for question in golden if question.id not in left_out]
-                repeated = time_both(arms, scores, rows, asked, tombstones, suite)
+                repeated = time_both(arms, scores, rows, asked, tombstones, suite.latency_questions)
             if "probes" in measured:
                 sections = changed_sections(candidate.index, champion.index) if champion else set()
                 probes = arms["candidate"].probe(sections, suite.probes, tombstones)
@@ -125,7 +127,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
         "first_tuned": tuned_first,
         "changed": sorted(changed),
         "repeated": repeated,
-        "about": about(candidate, champion, snapshot, golden, suite),
+        "about": about(candidate, champion, snapshot, golden, suite) | versions,
         "rows": rows,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +156,8 @@ def decide(
     read = {arm: Scores.of(body[arm]) if body[arm] else None for arm in ("candidate", "champion")}
     if read["candidate"] is None:  # a hard constraint broke before anything could be asked
         read = dict.fromkeys(read, Scores((), ()))
-    by_chance = gate.better_by_chance(*read.values(), gates) if read["champion"] else None
+    both = pair(gates.primary, *read.values()) if read["champion"] else None
+    by_chance = better_by_chance(both, gates.look_alpha) if both else None
     decision = gate.decide(
         read["candidate"],
         read["champion"],
@@ -247,46 +250,6 @@ def changed_sections(new: IndexVersion, old: IndexVersion) -> set[tuple[str, str
 
     now, before = ({(p[0], p[2]) for p in open_index(version).places().values()} for version in (new, old))
     return now - before
-
-
-# --- latency ----------------------------------------------------------------------------------
-
-
-def time_both(
-    arms: dict[str, Arm],
-    scores: dict[str, Scores],
-    rows: dict[str, list[dict]],
-    asked: Sequence[GoldenQuestion],
-    tombstones: frozenset[str],
-    suite: Suite,
-) -> dict[str, float]:
-    """Seconds of fresh generations of both arms in turn, on the same prompts, into their `latency` scores.
-
-    Returns, for each arm, the share of these answers that are the same as the one that was scored: generated alone now,
-    in a batch then, so it tells how much of a difference could be the engine's own.
-    """
-    from serving import rag
-
-    seconds: dict[str, list[float | None]] = {name: [None] * len(rows[name]) for name in arms}
-    same = dict.fromkeys(arms, 0)
-    places = {row["id"]: at for at, row in enumerate(rows["candidate"])}
-    timed = asked[: suite.latency_questions]
-    print(f"evaluate: latency of {len(timed)} fresh answers of each arm, in turn")
-    for turn, golden in enumerate(timed):
-        at = places[golden.id]
-        for name, arm in sorted(arms.items(), reverse=turn % 2 == 1):
-            hits = rag.retrieve(arm.index, arm.embedder, golden.question, arm.release.retrieval, tombstones)
-            prompt = rag.build_prompt(arm.release.prompt, golden.question, [hit.chunk for hit in hits])
-            decoding: Decoding = rag.limited(arm.release.decoding, arm.release.guard)
-            start = time.monotonic()
-            (written,) = arm.engine.generate([prompt], decoding)
-            seconds[name][at] = time.monotonic() - start
-            same[name] += (
-                rag.finish(golden.question, written, hits, arm.release.prompt).text == rows[name][at]["answer"]
-            )
-    for name in arms:
-        scores[name].metrics["latency"] = seconds[name]
-    return {name: count / len(timed) for name, count in same.items() if timed}
 
 
 # --- hard constraints -------------------------------------------------------------------------

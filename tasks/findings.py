@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 
 from data.records import Decision, Interval
-from tasks.gate import GateSettings, intervals_of
+from tasks.gate import GateSettings, guardrail
 from tasks.intervals import Scores, pair
 
 WORST = 20
@@ -31,7 +31,7 @@ def find(decision: Decision, body: dict, untuned: dict[str, float] | None) -> Fo
     measured, worst, slices = list(decision.intervals), [], []
     if len(arms) == 2:
         named = {interval.metric for interval in measured}
-        measured += [i for i in intervals_of(*arms.values(), settings) if i.metric not in named]
+        measured += [i for i in intervals_of(arms, settings) if i.metric not in named]
         worst = regressions(arms, body["rows"], settings.primary)
         slices = sliced(arms, settings)
     return Found(
@@ -46,6 +46,19 @@ def find(decision: Decision, body: dict, untuned: dict[str, float] | None) -> Fo
         },
         worst,
     )
+
+
+def intervals_of(arms: dict[str, Scores], settings: GateSettings) -> list[Interval]:
+    """The interval of every metric both arms have, the primary first; margins of guardrails but for the primary."""
+    names = sorted(arms["candidate"].metrics, key=lambda name: name != settings.primary)
+    found = []
+    for name in names:
+        pairs = pair(name, arms["candidate"], arms["champion"])
+        if pairs.questions and name == settings.primary:
+            found.append(pairs.interval(name, settings.margin, settings.look_alpha, settings.max_missing))
+        elif pairs.questions:
+            found.append(guardrail(name, pairs, settings))
+    return found
 
 
 def levels(decision: Decision, untuned: dict[str, float]) -> list[list[str]]:
@@ -66,7 +79,7 @@ def sliced(arms: dict[str, Scores], settings: GateSettings) -> list[list[str]]:
     rows = []
     for name in names:
         inside = {q for q, part in zip(scores.questions, scores.slices, strict=True) if name in part}
-        part = pairs.only(inside).interval(name, settings.margin, settings.alpha, settings.max_missing)
+        part = pairs.only(inside).interval(name, settings.margin, settings.look_alpha, settings.max_missing)
         rows.append(
             (part.mean, [name, str(part.n), difference(part), f"{100 * part.lower:+.1f} to {100 * part.upper:+.1f}"])
         )

@@ -10,11 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from scipy import stats
 
 from data.records import Decision, Interval, Record, as_json
 from tasks.intervals import (
+    SWAPS,
     Pairs,
     Scores,
     clustered_error,
@@ -27,10 +27,9 @@ from tasks.intervals import (
 )
 from tasks.metrics import aggregate
 
-__all__ = ["GateSettings", "Scores", "better_by_chance", "decide", "intervals_of", "paired_interval"]
+__all__ = ["GateSettings", "Scores", "decide", "guardrail", "paired_interval"]
 
 KINDS = ("bootstrap", "first-tuned", "change", "index-only")
-SWAPS = 400
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,11 @@ class GateSettings(Record):
         if self.primary in self.guardrails:
             raise ValueError(f"{self.primary!r} is the primary metric and a guardrail; take it out of one")
 
+    @property
+    def look_alpha(self) -> float:
+        """The error level of one look."""
+        return self.alpha / self.looks
+
 
 def decide(
     candidate: Scores,
@@ -89,7 +93,7 @@ def decide(
     "bootstrap" (hard constraints only), "first-tuned" (must be better than the bootstrap), "change" or "index-only"
     (judged on `probes`, 1 passed and 0 failed, where too few golden questions vote). `tuned_decisions` is how many
     tuned candidates this golden set has already judged. `looks_before`: the error level of each test of this candidate
-    that held; testing until it passes would promote a worse one. `by_chance`: see `better_by_chance`.
+    that held; testing until it passes would promote a worse one. `by_chance`: see `intervals.better_by_chance`.
 
     Raises:
         ValueError: for an unknown kind, no hard constraints, or no champion's scores to compare with.
@@ -101,7 +105,7 @@ def decide(
     if champion is None and kind != "bootstrap":
         raise ValueError(f"a {kind} candidate is judged against the champion; score it on the same questions")
 
-    alpha = settings.alpha / settings.looks
+    alpha = settings.look_alpha
     metrics = _means(candidate)
     baseline = _means(champion) if champion else None
     intervals: list[Interval] = []
@@ -145,6 +149,8 @@ def decide(
         intervals.append(probed)
         if probed.verdict == "reject":
             return verdict("reject", f"Probes of the new and changed sections fail: {_probes(probed, settings)}.")
+        if probed.verdict == "hold":
+            notes.append(f"Probes alone would be undecided: {_probes(probed, settings)}.")
 
     if primary.n < settings.min_questions or primary.clusters < settings.min_clusters:
         short = (
@@ -192,7 +198,7 @@ def decide(
         if not guarded.questions:
             notes.append(f"Guardrail {name} does not apply: no question has a score for it.")
             continue
-        interval = _guardrail(name, guarded, settings, alpha)
+        interval = guardrail(name, guarded, settings)
         intervals.append(interval)
         if kind == "first-tuned":  # an untuned base that always abstains is no yardstick
             if interval.verdict != "promote":
@@ -213,6 +219,8 @@ def decide(
     if harmed:
         return verdict("reject", f"Proven harm in a slice: {'; '.join(harmed)}.", look=look)
     if holds:
+        if look == settings.looks:
+            notes.append("No look is left for this candidate: more questions count for the next one.")
         return verdict("hold", f"Not settled: {'; '.join(holds)}.", superior, look=look)
     than = "Better than" if superior else "Not worse than"
     held = f"; {guarding} guardrail{'s hold' if guarding != 1 else ' holds'}" if guarding else ""
@@ -220,40 +228,13 @@ def decide(
     return verdict("promote", reason, superior, look=look)
 
 
-def better_by_chance(candidate: Scores, champion: Scores, settings: GateSettings = GateSettings()) -> float:
-    """How often the gate says better where each question's two scores change arms by a coin: an A/A check.
-
-    Neither arm is better then, so the share may exceed alpha by no more than chance. It is run on the very scores that
-    are decided on, so also whenever the questions or the metrics have changed.
-    """
-    pairs, coins = pair(settings.primary, candidate, champion), np.random.default_rng(0)
-    said, alpha = 0, settings.alpha / settings.looks
-    for _ in range(SWAPS if len(set(pairs.clusters)) > 1 else 0):
-        swapped = pairs.swapped(coins.random(len(pairs.questions)) < 0.5)
-        said += swapped.superior(swapped.interval(settings.primary, 0.0, alpha, settings.max_missing), alpha)
-    return said / SWAPS
-
-
-def intervals_of(candidate: Scores, champion: Scores, settings: GateSettings) -> list[Interval]:
-    """The interval of every metric both arms have, the primary first; margins of guardrails but for the primary."""
-    names = [name for name in candidate.metrics if name in champion.metrics and name != settings.primary]
-    found = []
-    for name in [settings.primary, *names]:
-        pairs = pair(name, candidate, champion)
-        if not pairs.questions:
-            continue
-        if name == settings.primary:
-            found.append(pairs.interval(name, settings.margin, settings.alpha / settings.looks, settings.max_missing))
-        else:
-            found.append(_guardrail(name, pairs, settings, settings.alpha / settings.looks))
-    return found
-
-
 def _means(scores: Scores) -> dict[str, float]:
     return aggregate(scores.metrics)
 
 
-def _guardrail(name: str, pairs: Pairs, settings: GateSettings, alpha: float) -> Interval:
+def guardrail(name: str, pairs: Pairs, settings: GateSettings) -> Interval:
+    """The interval of a metric against the guardrails' margin; of latency, of the log ratio of seconds."""
+    alpha = settings.look_alpha
     if name != "latency":
         return pairs.interval(name, settings.guardrail_margin, alpha, settings.max_missing)
     # Log seconds, sign turned: the mean difference is the log of how much faster the candidate is.

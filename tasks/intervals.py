@@ -18,6 +18,7 @@ from data.records import Interval, Record
 
 POWER = 0.80
 FEW_PAIRS = 25
+SWAPS = 400
 
 
 @cache
@@ -269,3 +270,16 @@ def pair(metric: str, candidate: Scores, champion: Scores) -> Pairs:
             continue
         rows.append((question, cluster, *(math.nan if value is None else float(value) for value in pair)))
     return Pairs(*(list(column) for column in zip(*rows, strict=True))) if rows else Pairs([], [], [], [])
+
+
+def better_by_chance(pairs: Pairs, alpha: float, max_missing: float = 0.02) -> float:
+    """How often the candidate is called better where each question's two scores change arms by a coin: an A/A check.
+
+    Neither arm is better then, so the share, of SWAPS, may exceed alpha by no more than chance. It is run on the very
+    scores that are decided on, so also whenever the questions or the metrics have changed.
+    """
+    coins, said = np.random.default_rng(0), 0
+    for _ in range(SWAPS if len(set(pairs.clusters)) > 1 else 0):
+        swapped = pairs.swapped(coins.random(len(pairs.questions)) < 0.5)
+        said += swapped.superior(swapped.interval("A/A", 0.0, alpha, max_missing), alpha)
+    return said / SWAPS

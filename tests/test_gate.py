@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from data.records import Decision, as_json
-from tasks.gate import GateSettings, Scores, better_by_chance, decide, intervals_of
-from tasks.intervals import better, items_needed, paired_interval, tango_bounds, tango_z
+from tasks.findings import intervals_of
+from tasks.gate import GateSettings, Scores, decide
+from tasks.intervals import better, better_by_chance, items_needed, pair, paired_interval, tango_bounds, tango_z
 
 OK = {"format": None, "citations resolve": None}
 
@@ -216,7 +217,7 @@ def test_a_hold_for_want_of_questions_was_no_look():
 
 def test_arms_exchanged_by_coins_are_rarely_called_better():
     candidate, champion = (scores(values) for values in arms(gains=40, losses=10))
-    assert 0 < better_by_chance(candidate, champion) <= 0.08
+    assert 0 < better_by_chance(pair("correct", candidate, champion), 0.05) <= 0.08
 
 
 def test_questions_that_say_better_by_chance_are_not_decided_on():
@@ -244,7 +245,11 @@ def test_power_and_the_detectable_effect_are_said():
 
 def test_every_metric_of_both_arms_has_an_interval():
     some = scores(arms(gains=4)[0], token_f1=[0.5] * 200, abstention=[None] * 200, latency=[0.4] * 200)
-    assert [i.metric for i in intervals_of(some, some, GateSettings())] == ["correct", "token_f1", "latency"]
+    assert [i.metric for i in intervals_of({"candidate": some, "champion": some}, GateSettings())] == [
+        "correct",
+        "token_f1",
+        "latency",
+    ]
 
 
 def test_a_planned_second_look_halves_alpha():
