@@ -105,6 +105,7 @@ def release(candidate: Release, kind: str, snapshot: Snapshot, gates: GateSettin
     decision = gated(candidate, live, kind, snapshot, gates)
     if decision.accepted and gates.approval_hours is not None:
         decision = approval.approved(book, decision, gates.approval_hours)
+        report.gate(decision, precedents.untuned(book, decision))
     mirror(candidate.id, return_state=True)
     if not decision.accepted:
         return named(decision)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from data import snapshots
@@ -31,9 +32,6 @@ from tasks import gate
 from tasks.arm import Arm, sentences, time_both
 from tasks.gate import GateSettings, Scores
 from tasks.intervals import better_by_chance, pair
-
-CODE_VERSION = digest("2", *(file.read_text() for file in sorted((Path(__file__).parent / "metrics").glob("*.py"))))
-"""Changes with any metric: scores of a suite that has changed are never read, of neither arm."""
 
 TOUCHES = {
     "model": {"given", "latency"},
@@ -79,7 +77,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     this run, and what else is measured follows from what changed between them (`TOUCHES`). The same releases on the
     same snapshot are evaluated once.
     """
-    key = digest(candidate.id, champion.id if champion else None, kind, snapshot.id, as_json(suite), CODE_VERSION)
+    key = digest(candidate.id, champion.id if champion else None, kind, snapshot.id, as_json(suite), metrics_hash())
     path = settings().home / "reports" / candidate.id / f"{key[:16]}.json"
     if path.exists():
         return Evaluation.of(json.loads(path.read_text())["evaluation"])
@@ -209,13 +207,19 @@ def about(
         for arm, release in (("candidate", candidate), ("champion", champion))
         if release
     }
-    suites = {"suite": suite_hash(golden, suite), "metrics": CODE_VERSION, "asked": as_json(suite)}
+    suites = {"suite": suite_hash(golden, suite), "metrics": metrics_hash(), "asked": as_json(suite)}
     return served | suites | {"snapshot": snapshot.id, "seed": candidate.decoding.seed}
+
+
+@cache
+def metrics_hash() -> str:
+    """Changes with any metric: scores of a suite that has changed are never read again, of neither arm."""
+    return digest(*(file.read_text() for file in sorted((Path(__file__).parent / "metrics").glob("*.py"))))
 
 
 def suite_hash(golden: Sequence[GoldenQuestion], suite: Suite) -> str:
     """What is asked and how it is scored."""
-    return digest(sorted(digest(question) for question in golden), suite, CODE_VERSION)
+    return digest(sorted(digest(question) for question in golden), suite, metrics_hash())
 
 
 # --- the questions ----------------------------------------------------------------------------

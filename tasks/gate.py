@@ -92,8 +92,8 @@ def decide(
     `hard` names every hard constraint that was checked: None if it holds, else how it is broken. `kind` is
     "bootstrap" (hard constraints only), "first-tuned" (must be better than the bootstrap), "change" or "index-only"
     (judged on `probes`, 1 passed and 0 failed, where too few golden questions vote). `tuned_decisions` is how many
-    tuned candidates this golden set has already judged. `looks_before`: the error level of each test of this candidate
-    that held; testing until it passes would promote a worse one. `by_chance`: see `intervals.better_by_chance`.
+    tuned candidates this golden set has already judged. `looks_before`: the error level of each test that refused this
+    candidate; testing until it passes would promote a worse one. `by_chance`: see `intervals.better_by_chance`.
 
     Raises:
         ValueError: for an unknown kind, no hard constraints, or no champion's scores to compare with.

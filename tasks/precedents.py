@@ -20,6 +20,7 @@ def decided(
     """The accepting decision on record for this candidate against this champion, if there is one of the same suite.
 
     A refusal is taken again: its evaluation is read unless the golden questions changed, and so may the settings have.
+    A decision without a suite was put on record by a person.
     """
     row = ledger.gate_decision(candidate.id)
     if row is None or row["body"]["champion"] != (live.id if live else None):
@@ -46,7 +47,8 @@ def tuned_decisions(ledger: Ledger, evaluation: Evaluation) -> int:
     """
     today = set(_asked(evaluation.uri))
     name = ledger.release_row(evaluation.release)["assistant"]
-    judged = {row["release"]: row["body"] for row in ledger.decisions(name, "gate", limit=10_000)}
+    newest_last = reversed(ledger.decisions(name, "gate", limit=10_000))
+    judged = {row["release"]: row["body"] for row in newest_last}
     judged.pop(evaluation.release, None)
     kinds = {release: ledger.release_row(release)["kind"] for release in judged}
     sets = [judged[release].get("evaluation") for release, kind in kinds.items() if kind in ("tuned", "reprompt")]
@@ -54,14 +56,15 @@ def tuned_decisions(ledger: Ledger, evaluation: Evaluation) -> int:
 
 
 def looks_before(ledger: Ledger, evaluation: Evaluation) -> tuple[float, ...]:
-    """The error level of every test of this candidate against this champion that held, on other scores than these."""
+    """The error level of every test that refused this candidate against this champion, on other scores than these."""
     name = ledger.release_row(evaluation.release)["assistant"]
     made = [Decision.of(row["body"]) for row in ledger.decisions(name, "gate", limit=10_000)]
     alphas = {
         decision.evaluation: decision.alpha
         for decision in made
         if (decision.release, decision.champion) == (evaluation.release, evaluation.champion)
-        and (decision.verdict, bool(decision.look)) == ("hold", True)
+        and decision.look
+        and not decision.accepted
         and decision.evaluation != evaluation.uri
     }
     return tuple(alphas.values())

@@ -50,6 +50,8 @@ def snapshot(made: Snapshot) -> None:
 def gate(decision: Decision, untuned: dict[str, float] | None) -> None:
     """The page of a decision, beside its scores and in the flow run."""
     print(f"gate: {decision.verdict}: {decision.reason}")
+    if not decision.evaluation:  # put on record by a person
+        return
     shown, text = page.write(decision, untuned)
     print(f"gate: {shown}")
     create_markdown_artifact(key="gate", markdown=text.read_text(), description=decision.reason[:250])
