@@ -186,7 +186,7 @@ def as_markdown(found: Found) -> str:
         rows = [["metric", "difference", "lower", "upper", "margin", "n", "differ", "detectable", "power", "verdict"]]
         decides = {interval.metric for interval in decision.intervals}
         for i in found.intervals:
-            figures = [f"{100 * value:+.1f}" for value in (i.mean, i.lower, i.upper, -i.margin)]
+            figures = [f"{100 * value:+.1f}" for value in (i.mean, i.lower, i.upper, 0.0 - i.margin)]
             verdict = i.verdict if i.metric in decides else "told only"
             seen = [str(i.n), f"{i.discordance:.0%}", f"{100 * i.detectable:.1f}", f"{i.power:.0%}", verdict]
             rows.append([i.metric, *figures, *seen])
