@@ -111,6 +111,7 @@ def data(name: str) -> str:
         "squadshifts": "SQuADShifts (Miller et al. 2020), github.com/modestyachts/squadshifts-website",
         "banking77": "Banking77 (Casanueva et al. 2020), github.com/PolyAI-LDN/task-specific-datasets, as .csv.gz",
         "docs_pydantic": "the docs folder of a release of Pydantic, github.com/pydantic/pydantic, as .tar.gz",
+        "evouna": "EVOUNA (Wang et al. 2023), github.com/wangcunxiang/QA-Eval",
     }
     folder = os.environ.get("PERENNIAL_DATA")
     path = Path(folder or ".") / name

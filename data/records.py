@@ -464,7 +464,10 @@ class Answer(Record):
 
 @dataclass(frozen=True)
 class Interval(Record):
-    """A mean paired difference (candidate - champion) with one-sided 95% bounds, n questions in `clusters` clusters."""
+    """A mean paired difference (candidate - champion) with one-sided 95% bounds, n questions in `clusters` clusters.
+
+    `detectable`: the smallest true difference found with 80% power; `power`: the chance to promote an equal candidate.
+    """
 
     metric: str
     mean: float
@@ -476,6 +479,7 @@ class Interval(Record):
     discordance: float
     detectable: float
     verdict: str
+    power: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -483,6 +487,8 @@ class Decision(Record):
     """`verdict`: promote | bootstrap | reject | hold; `reason` is one sentence a person understands.
 
     `golden`: the content hash of the golden questions that could vote, '' for a decision of before there was one.
+    `look`: which test of this candidate it was, 0 when nothing was tested; `alpha`: its error level. `evaluation`: the
+    file of scores it was taken from, `suite`: the hash of what was asked and how it was scored, `settings`: the gate's.
     """
 
     verdict: str
@@ -495,6 +501,11 @@ class Decision(Record):
     metrics: dict | None = None
     baseline: dict | None = None
     notes: tuple[str, ...] = ()
+    look: int = 0
+    alpha: float = 0.05
+    evaluation: str = ""
+    suite: str = ""
+    settings: dict | None = None
     golden: str = ""
 
     @property

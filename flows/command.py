@@ -27,6 +27,9 @@ def arguments() -> argparse.Namespace:
         "--base-model", action="append", help="folder or hub id of a model to tune, again for each to compare"
     )
     parser.add_argument("--margin", type=float, help="non-inferiority margin of the gate (0.05)")
+    parser.add_argument(
+        "--approval-hours", type=float, help="how long a person may take to approve what the gate accepts"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     chosen = parser.parse_args()
     for name in ("documents", "examples", "golden"):
@@ -53,6 +56,8 @@ def main() -> None:
         training = replace(training, minutes=chosen.train_minutes)
     if chosen.margin is not None:
         gates = replace(gates, margin=chosen.margin)
+    if chosen.approval_hours is not None:
+        gates = replace(gates, approval_hours=chosen.approval_hours)
     state = lifecycle(sources, training, gates, base_models=chosen.base_model, return_state=True)
     decision = state.result()
     if chosen.json:

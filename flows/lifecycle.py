@@ -18,10 +18,11 @@ from data import feedback, reviews, snapshots
 from data.ledger import Ledger
 from data.records import Decision, IndexVersion, Model, Prompt, Release, Retrieval, Snapshot, Sources, as_json
 from data.requests import RequestLog
+from flows import approval
 from serving.engine import bases
 from serving.engine.bases import Base
 from settings import settings
-from tasks import deploy, evaluate, finetune, index, prepare, registry, remedy, report
+from tasks import deploy, evaluate, finetune, index, precedents, prepare, registry, remedy, report
 from tasks.deploy import Canary
 from tasks.finetune import Training
 from tasks.gate import GateSettings
@@ -99,9 +100,12 @@ def release(candidate: Release, kind: str, snapshot: Snapshot, gates: GateSettin
     book, name = ledger(), candidate.assistant
     live, seq = live_pointer(name)
     if live and live.id == candidate.id:
-        return named(evaluate.accepted(book, live))
+        return named(precedents.accepted(book, live))
     book.add_release(candidate, kind, live.id if live else None, as_json(snapshot))
     decision = gated(candidate, live, kind, snapshot, gates)
+    if decision.accepted and gates.approval_hours is not None:
+        decision = approval.approved(book, decision, gates.approval_hours)
+        report.gate(decision, precedents.untuned(book, decision))
     mirror(candidate.id, return_state=True)
     if not decision.accepted:
         return named(decision)
@@ -216,14 +220,15 @@ def approve(outbox: int, brakes: Brakes = Brakes()) -> Decision | None:
 def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapshot, gates: GateSettings) -> Decision:
     """The gate's decision on a candidate against the live release; one on record for the pair is read, not redone."""
     book = ledger()
-    if (known := evaluate.decided(book, candidate, live)) is not None:
+    if (known := precedents.decided(book, candidate, live, snapshot, kind)) is not None:
         return known
-    judged_before = evaluate.tuned_decisions(book, candidate, snapshot)
-    decision = decide_gate(evaluate_release(candidate, live, kind, snapshot), kind, gates, judged_before)
+    evaluation = evaluate_release(candidate, live, kind, snapshot)
+    judged, looks = evaluate.tuned_decisions(book, candidate, snapshot), precedents.looks_before(book, evaluation)
+    decision = decide_gate(evaluation, kind, gates, judged, looks)
     book.decide_gate(candidate.assistant, decision)
     if decision.verdict == "hold":
         reviews.ask_held(book, candidate.assistant, decision)
-    report.gate(decision)
+    report.gate(decision, precedents.untuned(book, decision))
     return decision
 
 

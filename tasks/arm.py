@@ -94,6 +94,8 @@ class Arm:
                 "accepted": list(question.answers),
                 "answer": answer.text,
                 "hits": [hit.chunk.id for hit in answer.hits],
+                "contexts": [[hit.chunk.document, hit.chunk.section, hit.chunk.text] for hit in answer.hits],
+                "tokens": [answer.generation.prompt_tokens, answer.generation.completion_tokens],
                 "correct": value,
             }
             for question, answer, value in zip(golden, answers, scored["correct"], strict=True)
@@ -138,3 +140,40 @@ class Arm:
             float(any(hit.chunk.section_hash == chunk.section_hash for hit in hits))
             for (chunk, _), hits in zip(asked, found, strict=True)
         ]
+
+
+def time_both(
+    arms: dict[str, Arm],
+    scores: dict[str, Scores],
+    rows: dict[str, list[dict]],
+    asked: Sequence[GoldenQuestion],
+    tombstones: frozenset[str],
+    most: int,
+) -> dict[str, float]:
+    """Seconds of fresh generations of both arms in turn, for `most` of the questions, into their `latency` scores.
+
+    Returns, for each arm, the share of these answers that are the same as the one that was scored: generated alone now,
+    in a batch then, so it tells how much of a difference could be the engine's own.
+    """
+    from serving import rag
+
+    seconds: dict[str, list[float | None]] = {name: [None] * len(rows[name]) for name in arms}
+    same = dict.fromkeys(arms, 0)
+    places = {row["id"]: at for at, row in enumerate(rows["candidate"])}
+    timed = asked[:most]
+    print(f"evaluate: latency of {len(timed)} fresh answers of each arm, in turn")
+    for turn, golden in enumerate(timed):
+        at = places[golden.id]
+        for name, arm in sorted(arms.items(), reverse=turn % 2 == 1):
+            hits = rag.retrieve(arm.index, arm.embedder, golden.question, arm.release.retrieval, tombstones)
+            prompt = rag.build_prompt(arm.release.prompt, golden.question, [hit.chunk for hit in hits])
+            decoding = rag.limited(arm.release.decoding, arm.release.guard)
+            start = time.monotonic()
+            (written,) = arm.engine.generate([prompt], decoding)
+            seconds[name][at] = time.monotonic() - start
+            same[name] += (
+                rag.finish(golden.question, written, hits, arm.release.prompt).text == rows[name][at]["answer"]
+            )
+    for name in arms:
+        scores[name].metrics["latency"] = seconds[name]
+    return {name: count / len(timed) for name, count in same.items() if timed}

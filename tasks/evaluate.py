@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from data import golden_sets, snapshots
@@ -18,7 +19,6 @@ from data.ledger import Ledger
 from data.records import (
     Answer,
     Decision,
-    Decoding,
     GoldenQuestion,
     IndexVersion,
     Record,
@@ -29,10 +29,20 @@ from data.records import (
 )
 from settings import settings
 from tasks import anchors, gate, judge
-from tasks.arm import Arm, sentences
+from tasks.arm import Arm, sentences, time_both
 from tasks.gate import GateSettings, Scores
+from tasks.intervals import better_by_chance, pair
 
-CODE_VERSION = "1"
+TOUCHES = {
+    "model": {"given", "latency"},
+    "index": {"probes"},
+    "prompt": {"given", "latency"},
+    "retrieval": {"probes", "latency"},
+    "decoding": {"latency"},
+    "guard": {"latency"},
+}
+"""What is measured beside the answers for each part of a release that changed. Answers are always asked for; those
+whose prompt, model and settings are the same are read from the cache."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +84,14 @@ class Evaluation(Record):
 def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: Snapshot, suite: Suite = Suite()):
     """Scores of `candidate` and `champion` on the golden questions that vote; returns an Evaluation.
 
-    `kind`: bootstrap (hard constraints on a few questions), tuned, reindex, reprompt, rollback. The same releases on
-    the same snapshot are evaluated once.
+    `kind`: bootstrap (hard constraints on a few questions), tuned, reindex, reprompt, rollback. Both arms are scored in
+    this run, and what else is measured follows from what changed between them (`TOUCHES`). The same releases on the
+    same snapshot are evaluated once.
     """
     grader = judge.configured()
     advised = (grader.version, settings().judge_rubric) if grader else ()
     arms_asked = (candidate.id, champion.id if champion else None, kind, snapshot.id)
-    key = digest(*arms_asked, *advised, as_json(suite), CODE_VERSION)
+    key = digest(*arms_asked, *advised, as_json(suite), metrics_hash())
     path = settings().home / "reports" / candidate.id / f"{key[:16]}.json"
     if path.exists():
         return Evaluation.of(json.loads(path.read_text())["evaluation"])
@@ -93,6 +104,10 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     scores: dict[str, Scores] = {}
     rows: dict[str, list[dict]] = {}
     probes: list[float] | None = None
+    repeated: dict[str, float] = {}
+    versions: dict[str, str] = {}
+    changed = changed_parts(candidate, champion)
+    measured = set() if kind == "rollback" else {what for part in changed for what in TOUCHES[part]}
     if grader:
         anchors.watch(book, candidate.assistant, grader)
     if not any(hard.values()):
@@ -101,19 +116,21 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
             if champion:
                 same = arms["candidate"].engine if champion.model == candidate.model else None
                 arms["champion"] = Arm.open(champion, opened, same)
+            versions = {f"{name} engine": arm.engine.version for name, arm in arms.items()}
             for name, arm in arms.items():
                 answers = arm.answer(golden, left_out, tombstones, name)
-                given_passage = kind == "tuned" and suite.given_passage
+                given_passage = champion is not None and "given" in measured and suite.given_passage
                 scores[name], rows[name] = arm.score(golden, answers, given_passage)
                 if grader:
                     scores[name].metrics.update(advice(grader, golden, answers, suite))
                 if name == "candidate":
                     hard |= sound_answers(answers, arm, tombstones)
-            if kind == "tuned" and champion and champion.model != candidate.model:
-                time_both(arms, scores, golden, suite)
-            if kind in ("reindex", "bootstrap"):
-                changed = changed_sections(candidate.index, champion.index) if champion else set()
-                probes = arms["candidate"].probe(changed, suite.probes, tombstones)
+            if champion and "latency" in measured:
+                asked = [question for question in golden if question.id not in left_out]
+                repeated = time_both(arms, scores, rows, asked, tombstones, suite.latency_questions)
+            if "probes" in measured:
+                sections = changed_sections(candidate.index, champion.index) if champion else set()
+                probes = arms["candidate"].probe(sections, suite.probes, tombstones)
     evaluation = Evaluation(
         str(path),
         candidate.id,
@@ -133,6 +150,9 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
         "hard": hard,
         "probes": probes,
         "first_tuned": tuned_first,
+        "changed": sorted(changed),
+        "repeated": repeated,
+        "about": about(candidate, champion, snapshot, golden, suite) | versions,
         "rows": rows,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,14 +172,26 @@ def advice(grader: judge.Judge, golden: Sequence[GoldenQuestion], answers: list[
     return scored
 
 
-def decide(evaluation: Evaluation, kind: str, gates: GateSettings, tuned_decisions: int = 0) -> Decision:
+def decide(
+    evaluation: Evaluation,
+    kind: str,
+    gates: GateSettings,
+    tuned_decisions: int = 0,
+    looks_before: Sequence[float] = (),
+) -> Decision:
     """The gate's decision on stored scores."""
     body = json.loads(Path(evaluation.uri).read_text())
-    kinds = {"bootstrap": "bootstrap", "reindex": "index-only"}
-    judged = "first-tuned" if body["first_tuned"] and kind == "tuned" else kinds.get(kind, "change")
+    if kind == "bootstrap":
+        judged = "bootstrap"
+    elif kind == "tuned" and body["first_tuned"]:
+        judged = "first-tuned"
+    else:  # by what differs, whatever it is called
+        judged = "index-only" if body["changed"] == ["index"] else "change"
     read = {arm: Scores.of(body[arm]) if body[arm] else None for arm in ("candidate", "champion")}
     if read["candidate"] is None:  # a hard constraint broke before anything could be asked
         read = dict.fromkeys(read, Scores((), ()))
+    both = pair(gates.primary, *read.values()) if read["champion"] else None
+    by_chance = better_by_chance(both, gates.look_alpha) if both else None
     decision = gate.decide(
         read["candidate"],
         read["champion"],
@@ -170,41 +202,71 @@ def decide(evaluation: Evaluation, kind: str, gates: GateSettings, tuned_decisio
         evaluation.release,
         evaluation.champion,
         tuned_decisions,
+        looks_before,
+        by_chance,
     )
-    return replace(decision, golden=evaluation.golden, notes=(*decision.notes, *_made(evaluation)))
+    notes = [f"{share:.0%} of the {arm}'s answers came out the same again." for arm, share in body["repeated"].items()]
+    if evaluation.synthetic:
+        notes.append(
+            f"{evaluation.synthetic} voting questions are synthetic: made from the documents, not asked by people."
+        )
+    if evaluation.golden:
+        notes.append(f"Golden set: {evaluation.golden}.")
+    told, suite = (*decision.notes, *notes), body["about"]["suite"]
+    return replace(decision, golden=evaluation.golden, evaluation=evaluation.uri, suite=suite, notes=told)
 
 
-def _made(evaluation: Evaluation) -> list[str]:
-    """The note that some votes are synthetic."""
-    if not evaluation.synthetic:
-        return []
-    return [f"{evaluation.synthetic} voting questions are synthetic: made from the documents, not asked by people."]
+def changed_parts(candidate: Release, champion: Release | None) -> set[str]:
+    """Which parts of a release differ from the champion's, by what is served; of a first release all."""
+    if champion is None:
+        return set(TOUCHES)
+    parts = {
+        part
+        for part in ("prompt", "retrieval", "decoding", "guard")
+        if getattr(candidate, part) != getattr(champion, part)
+    }
+    if candidate.model.sha256 != champion.model.sha256:
+        parts.add("model")
+    content = [(index.checksum, index.embedder, index.chunker) for index in (candidate.index, champion.index)]
+    return parts | ({"index"} if content[0] != content[1] else set())
 
 
-def decided(ledger: Ledger, candidate: Release, live: Release | None) -> Decision | None:
-    """The accepting decision on record for this candidate against this champion, if there is one.
-
-    A refusal is taken again: its evaluation is read unless the golden questions changed, and so may the settings have.
-    """
-    row = ledger.gate_decision(candidate.id)
-    if row is None or row["body"]["champion"] != (live.id if live else None):
-        return None
-    decision = Decision.of(row["body"])
-    return decision if decision.accepted else None
-
-
-def accepted(ledger: Ledger, live: Release) -> Decision:
-    """Why the live release is live: its gate decision, or for a rollback that it was one."""
-    row = ledger.gate_decision(live.id)
-    if row is None:
-        return Decision("promote", f"{live.id} is live already, by a rollback", live.id)
-    decision = Decision.of(row["body"])
-    return replace(decision, reason=f"Live already, nothing it serves has changed. {decision.reason}")
+def about(
+    candidate: Release, champion: Release | None, snapshot: Snapshot, golden: Sequence[GoldenQuestion], suite: Suite
+) -> dict:
+    """Hashes and seeds: with them the same scores can be made again."""
+    served = {
+        arm: {
+            "release": release.id,
+            "model": release.model.sha256,
+            "adapter": release.model.adapter,
+            "engine": release.model.engine,
+            "index": release.index.checksum,
+            "embedder": release.index.embedder,
+            "prompt": release.prompt.sha256,
+            "settings": digest(release.retrieval, release.decoding, release.guard),
+        }
+        for arm, release in (("candidate", candidate), ("champion", champion))
+        if release
+    }
+    suites = {"suite": suite_hash(golden, suite), "metrics": metrics_hash(), "asked": as_json(suite)}
+    return served | suites | {"snapshot": snapshot.id, "seed": candidate.decoding.seed}
 
 
 def tuned_decisions(ledger: Ledger, candidate: Release, snapshot: Snapshot) -> int:
     """How many other tuned candidates the snapshot's golden set has judged (see data/golden_sets)."""
     return golden_sets.tuned_decisions(ledger, candidate.assistant, snapshots.golden(snapshot), candidate.id)
+
+
+@cache
+def metrics_hash() -> str:
+    """Changes with any metric: scores of a suite that has changed are never read again, of neither arm."""
+    return digest(*(file.read_text() for file in sorted((Path(__file__).parent / "metrics").glob("*.py"))))
+
+
+def suite_hash(golden: Sequence[GoldenQuestion], suite: Suite) -> str:
+    """What is asked and how it is scored."""
+    return digest(sorted(digest(question) for question in golden), suite, metrics_hash())
 
 
 # --- the questions ----------------------------------------------------------------------------
@@ -239,27 +301,6 @@ def changed_sections(new: IndexVersion, old: IndexVersion) -> set[tuple[str, str
 
     now, before = ({(p[0], p[2]) for p in open_index(version).places().values()} for version in (new, old))
     return now - before
-
-
-# --- latency ----------------------------------------------------------------------------------
-
-
-def time_both(arms: dict[str, Arm], scores: dict[str, Scores], golden: Sequence[GoldenQuestion], suite: Suite) -> None:
-    """Seconds of fresh generations of both arms in turn, on the same prompts, into their `latency` scores."""
-    from serving import rag
-
-    seconds: dict[str, list[float | None]] = {name: [None] * len(golden) for name in arms}
-    print(f"evaluate: latency of {min(suite.latency_questions, len(golden))} fresh answers of each arm, in turn")
-    for at, question in enumerate(golden[: suite.latency_questions]):
-        for name, arm in sorted(arms.items(), reverse=at % 2 == 1):
-            hits = rag.retrieve(arm.index, arm.embedder, question.question, arm.release.retrieval)
-            prompt = rag.build_prompt(arm.release.prompt, question.question, [hit.chunk for hit in hits])
-            decoding: Decoding = rag.limited(arm.release.decoding, arm.release.guard)
-            start = time.monotonic()
-            arm.engine.generate([prompt], decoding)
-            seconds[name][at] = time.monotonic() - start
-    for name in arms:
-        scores[name].metrics["latency"] = seconds[name]
 
 
 # --- hard constraints -------------------------------------------------------------------------

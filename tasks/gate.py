@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from data.records import Decision, Interval, Record
+from data.records import Decision, Interval, Record, as_json
 from tasks.intervals import (
+    SWAPS,
     Pairs,
     Scores,
     clustered_error,
@@ -26,7 +27,7 @@ from tasks.intervals import (
 )
 from tasks.metrics import ADVISORY, aggregate
 
-__all__ = ["GateSettings", "Scores", "decide", "paired_interval"]
+__all__ = ["GateSettings", "Scores", "decide", "guardrail", "paired_interval"]
 
 KINDS = ("bootstrap", "first-tuned", "change", "index-only")
 
@@ -35,8 +36,9 @@ KINDS = ("bootstrap", "first-tuned", "change", "index-only")
 class GateSettings(Record):
     """Run knobs of the gate. Margins are on the 0 to 1 scale of the metrics, `max_slowdown` is a ratio of seconds.
 
-    `looks` is how many times this candidate may be judged in all: each look then has alpha / looks.
+    `looks` is how many times this candidate may be tested in all, 1 or 2: each look then has alpha / looks.
     `tuned_decisions` is how many tuned candidates one golden set may judge before part of it must be replaced.
+    `approval_hours`: how long a person may take to approve an accepted candidate; None: nobody is asked.
     """
 
     primary: str = "correct"
@@ -54,8 +56,11 @@ class GateSettings(Record):
     probes: int = 60
     probe_floor: float = 0.80
     tuned_decisions: int = 20
+    approval_hours: float | None = None
 
     def __post_init__(self):
+        if self.looks not in (1, 2):
+            raise ValueError(f"{self.looks} looks; a candidate is tested once, or twice where that is planned before")
         if len(self.guardrails) > 4:
             raise ValueError(
                 f"{len(self.guardrails)} guardrails; at most four, or a good candidate fails one by chance"
@@ -66,6 +71,11 @@ class GateSettings(Record):
             raise ValueError(
                 f"{judged[0]!r} is a judge's score, and those only advise; name one of tasks.metrics.METRICS"
             )
+
+    @property
+    def look_alpha(self) -> float:
+        """The error level of one look."""
+        return self.alpha / self.looks
 
 
 def decide(
@@ -78,13 +88,16 @@ def decide(
     release: str = "",
     champion_release: str | None = None,
     tuned_decisions: int = 0,
+    looks_before: Sequence[float] = (),
+    by_chance: float | None = None,
 ) -> Decision:
     """The verdict on one candidate, in order: hard constraints, primary metric, guardrails, slices.
 
     `hard` names every hard constraint that was checked: None if it holds, else how it is broken. `kind` is
     "bootstrap" (hard constraints only), "first-tuned" (must be better than the bootstrap), "change" or "index-only"
     (judged on `probes`, 1 passed and 0 failed, where too few golden questions vote). `tuned_decisions` is how many
-    tuned candidates this golden set has already judged.
+    tuned candidates this golden set has already judged. `looks_before`: the error level of each test that refused this
+    candidate; testing until it passes would promote a worse one. `by_chance`: see `intervals.better_by_chance`.
 
     Raises:
         ValueError: for an unknown kind, no hard constraints, or no champion's scores to compare with.
@@ -96,15 +109,27 @@ def decide(
     if champion is None and kind != "bootstrap":
         raise ValueError(f"a {kind} candidate is judged against the champion; score it on the same questions")
 
-    alpha = settings.alpha / settings.looks
+    alpha = settings.look_alpha
     metrics = _means(candidate)
     baseline = _means(champion) if champion else None
     intervals: list[Interval] = []
     notes: list[str] = []
 
-    def verdict(name: str, reason: str, superior: bool = False, judged: str = "golden") -> Decision:
+    def verdict(name: str, reason: str, superior: bool = False, judged: str = "golden", look: int = 0) -> Decision:
         return Decision(
-            name, reason, release, champion_release, superior, judged, tuple(intervals), metrics, baseline, tuple(notes)
+            name,
+            reason,
+            release,
+            champion_release,
+            superior,
+            judged,
+            tuple(intervals),
+            metrics,
+            baseline,
+            tuple(notes),
+            look,
+            alpha,
+            settings=as_json(settings),
         )
 
     broken = [f"{name}: {problem}" for name, problem in hard.items() if problem is not None]
@@ -118,16 +143,18 @@ def decide(
     margin = 0.0 if kind == "first-tuned" else settings.margin
     primary = pairs.interval(settings.primary, margin, alpha, settings.max_missing)
     intervals.append(primary)
-    superior = primary.lower > 0 and max(pairs.missing) <= settings.max_missing
+    superior = pairs.superior(primary, alpha) and max(pairs.missing) <= settings.max_missing
     if candidate.unit != "document":
         notes.append(f"Split and clustered by {candidate.unit}: too few documents to cluster by document.")
 
     probed = None
-    if kind == "index-only" and probes is not None:
+    if probes is not None:
         probed = probe_interval(probes, settings.probe_floor, alpha)
         intervals.append(probed)
         if probed.verdict == "reject":
             return verdict("reject", f"Probes of the new and changed sections fail: {_probes(probed, settings)}.")
+        if probed.verdict == "hold":
+            notes.append(f"Probes alone would be undecided: {_probes(probed, settings)}.")
 
     if primary.n < settings.min_questions or primary.clusters < settings.min_clusters:
         short = (
@@ -152,6 +179,22 @@ def decide(
         reason = f"This golden set has judged {tuned_decisions} tuned candidates: replace part of it before the next."
         return verdict("hold", reason)
 
+    if sum(looks_before) + alpha > settings.alpha + 1e-9:
+        reason = (
+            f"Tested {len(looks_before)} time{'s' * (len(looks_before) > 1)} already, and testing until it passes "
+            "would promote a worse one by chance: make a new candidate, or plan two looks before the first."
+        )
+        return verdict("hold", reason)
+    look = len(looks_before) + 1
+    if by_chance is not None:
+        allowed = float(stats.binom.isf(0.001, SWAPS, alpha)) / SWAPS
+        notes.append(f"A/A: {by_chance:.1%} of {SWAPS} random exchanges of the two arms came out better.")
+        if by_chance > allowed:
+            reason = (
+                f"These questions say better by chance too often ({by_chance:.1%}, {allowed:.1%} allowed): check them."
+            )
+            return verdict("hold", reason, look=look)
+
     rejects, holds, guarding = [], [], 0
     _sort(primary, pairs, settings, rejects, holds)
     for name in settings.guardrails:
@@ -159,7 +202,7 @@ def decide(
         if not guarded.questions:
             notes.append(f"Guardrail {name} does not apply: no question has a score for it.")
             continue
-        interval = _guardrail(name, guarded, settings, alpha)
+        interval = guardrail(name, guarded, settings)
         intervals.append(interval)
         if kind == "first-tuned":  # an untuned base that always abstains is no yardstick
             if interval.verdict != "promote":
@@ -174,24 +217,28 @@ def decide(
         else:
             _sort(interval, guarded, settings, rejects, holds)
     if rejects:
-        return verdict("reject", f"Worse than allowed: {'; '.join(rejects)}.")
+        return verdict("reject", f"Worse than allowed: {'; '.join(rejects)}.", look=look)
     harmed, warned = _slices(pairs, candidate, settings, alpha)
     notes.extend(warned)
     if harmed:
-        return verdict("reject", f"Proven harm in a slice: {'; '.join(harmed)}.")
+        return verdict("reject", f"Proven harm in a slice: {'; '.join(harmed)}.", look=look)
     if holds:
-        return verdict("hold", f"Not settled: {'; '.join(holds)}.", superior)
+        if look == settings.looks:
+            notes.append("No look is left for this candidate: more questions count for the next one.")
+        return verdict("hold", f"Not settled: {'; '.join(holds)}.", superior, look=look)
     than = "Better than" if superior else "Not worse than"
     held = f"; {guarding} guardrail{'s hold' if guarding != 1 else ' holds'}" if guarding else ""
     reason = f"{than} the champion: {_figures(primary)}{held}."
-    return verdict("promote", reason, superior)
+    return verdict("promote", reason, superior, look=look)
 
 
 def _means(scores: Scores) -> dict[str, float]:
     return aggregate(scores.metrics)
 
 
-def _guardrail(name: str, pairs: Pairs, settings: GateSettings, alpha: float) -> Interval:
+def guardrail(name: str, pairs: Pairs, settings: GateSettings) -> Interval:
+    """The interval of a metric against the guardrails' margin; of latency, of the log ratio of seconds."""
+    alpha = settings.look_alpha
     if name != "latency":
         return pairs.interval(name, settings.guardrail_margin, alpha, settings.max_missing)
     # Log seconds, sign turned: the mean difference is the log of how much faster the candidate is.
@@ -257,6 +304,8 @@ def _figures(interval: Interval) -> str:
         slower = math.exp(-interval.mean)
         return f"latency x{slower:.2f} of the champion's (at most x{math.exp(interval.margin):.2f}, {interval.n} timed)"
     seen = f"detectable {100 * interval.detectable:.1f}"
+    if interval.margin:
+        seen += f", power {interval.power:.0%} at a tie"
     return f"{interval.metric} {_points(interval.mean)} points ({bounds}, {where}, {seen})"
 
 

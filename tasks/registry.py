@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from data.ledger import Ledger
 from data.records import Decision, Model, Prompt, Release, digest
 from settings import settings
-from tasks import report
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,7 +47,17 @@ def mirror(release_id: str) -> str:
             decision = Decision.of(decided["body"])
             mlflow.set_tags({"verdict": decision.verdict, "reason": decision.reason[:4000]})
             mlflow.log_metrics(decision.metrics or {})
-            mlflow.log_text(report.markdown(decision), "report.md")
+            scores = Path(decision.evaluation)
+            for file in (scores.with_suffix(kind) for kind in (".html", ".md", ".json")):
+                if decision.evaluation and file.is_file():
+                    mlflow.log_text(file.read_text(), f"report{file.suffix}")
+            mlflow.log_metrics(
+                {
+                    f"{interval.metric}_{bound}": getattr(interval, bound)
+                    for interval in decision.intervals
+                    for bound in ("mean", "lower", "upper", "detectable", "discordance", "power")
+                }
+            )
     version = model_version(client, release, trained or run.info.run_id)
     prompt_version(release.assistant, release.prompt)
     if book.live()[release.assistant].live == release:

@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 
 from data import snapshots
 from data.records import Decision, Release, Snapshot
-from tasks import calibrate
+from tasks import calibrate, page
 from tasks.calibrate import Calibration
 from tasks.diagnose import Remedy
 from tasks.evidence import Evidence
@@ -48,32 +48,14 @@ def snapshot(made: Snapshot) -> None:
         create_table_artifact(key="quarantine", table=rows, description=f"input of {made.assistant} that was not used")
 
 
-def markdown(decision: Decision) -> str:
-    """A decision as Markdown: the sentence, the intervals, every metric of both arms."""
-    lines = [f"# {decision.verdict.upper()}: {decision.release}", "", decision.reason, ""]
-    if decision.intervals:
-        lines += [
-            "| metric | difference | lower | upper | margin | n | clusters | detectable | verdict |",
-            "|" + "---|" * 9,
-        ]
-        lines += [
-            f"| {i.metric} | {i.mean:+.3f} | {i.lower:+.3f} | {i.upper:+.3f} | {i.margin:.2f} | {i.n} | {i.clusters} "
-            f"| {i.detectable:.3f} | {i.verdict} |"
-            for i in decision.intervals
-        ]
-    if decision.metrics:
-        lines += ["", "| metric | candidate | champion |", "|---|---|---|"]
-        baseline = decision.baseline or {}
-        for name, value in decision.metrics.items():
-            other = f"{baseline[name]:.3f}" if name in baseline else ""
-            lines.append(f"| {name} | {value:.3f} | {other} |")
-    notes = [*decision.notes, *([f"Golden set: {decision.golden}."] if decision.golden else [])]
-    return "\n".join([*lines, "", *[f"- {note}" for note in notes]])
-
-
-def gate(decision: Decision) -> None:
+def gate(decision: Decision, untuned: dict[str, float] | None) -> None:
+    """The page of a decision, beside its scores and in the flow run."""
     print(f"gate: {decision.verdict}: {decision.reason}")
-    create_markdown_artifact(key="gate", markdown=markdown(decision), description=decision.reason[:250])
+    if not decision.evaluation:  # put on record by a person
+        return
+    shown, text = page.write(decision, untuned)
+    print(f"gate: {shown}")
+    create_markdown_artifact(key="gate", markdown=text.read_text(), description=decision.reason[:250])
 
 
 COMPARED = ("correct", "token_f1", "given_f1", "abstention", "latency")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from data.records import Decision, as_json
+from tasks.findings import intervals_of
 from tasks.gate import GateSettings, Scores, decide
-from tasks.intervals import items_needed, paired_interval, tango_bounds, tango_z
+from tasks.intervals import better, better_by_chance, items_needed, pair, paired_interval, tango_bounds, tango_z
 
 OK = {"format": None, "citations resolve": None}
 
@@ -193,6 +194,62 @@ def test_a_worn_golden_set_holds_tuned_candidates_but_not_an_index():
     assert judged(*pair, tuned_decisions=20).verdict == "hold"
     assert judged(*pair, tuned_decisions=19).verdict == "promote"
     assert judged(*pair, kind="index-only", tuned_decisions=20).verdict == "promote"
+
+
+def test_a_candidate_that_held_is_not_tested_until_it_passes():
+    pair, two = arms(gains=30), GateSettings(looks=2)
+    first = judged(*pair)
+    assert (first.verdict, first.look, first.alpha) == ("promote", 1, 0.05)
+    again = judged(*pair, looks_before=(0.05,))
+    assert again.verdict == "hold" and "Tested 1 time already" in again.reason
+    planned = judged(*pair, settings=two, looks_before=(0.025,))
+    assert (planned.verdict, planned.look, planned.alpha) == ("promote", 2, 0.025)
+    assert judged(*pair, settings=two, looks_before=(0.025, 0.025)).verdict == "hold"
+    assert judged(*pair, settings=two, looks_before=(0.05,)).verdict == "hold"
+    with pytest.raises(ValueError, match="3 looks"):
+        GateSettings(looks=3)
+
+
+def test_a_hold_for_want_of_questions_was_no_look():
+    assert judged(*arms(n=40, gains=20)).look == 0
+    assert judged(*arms(gains=8, losses=16)).look == 1
+
+
+def test_arms_exchanged_by_coins_are_rarely_called_better():
+    candidate, champion = (scores(values) for values in arms(gains=40, losses=10))
+    assert 0 < better_by_chance(pair("correct", candidate, champion), 0.05) <= 0.08
+
+
+def test_questions_that_say_better_by_chance_are_not_decided_on():
+    pair = arms(gains=30)
+    assert "A/A: 4.0%" in " ".join(judged(*pair, by_chance=0.04).notes)
+    held = judged(*pair, by_chance=0.2)
+    assert held.verdict == "hold" and "better by chance" in held.reason
+
+
+def test_better_needs_mcnemar_too():
+    assert better(0.01, 12, 2, 0.05) and not better(-0.01, 12, 2, 0.05)
+    assert not better(0.001, 8, 3, 0.05)
+
+
+def test_a_release_with_failing_probes_is_rejected_whatever_else_changed():
+    assert judged(*arms(), probes=[0.0] * 60).verdict == "reject"
+
+
+def test_power_and_the_detectable_effect_are_said():
+    decision = judged(*arms(gains=8, losses=16))
+    assert "detectable" in decision.reason and "power" in decision.reason
+    close, wide = (judged(*arms(n=400, gains=g, losses=g)).intervals[0].power for g in (4, 60))
+    assert close > 0.9 > wide > 0
+
+
+def test_every_metric_of_both_arms_has_an_interval():
+    some = scores(arms(gains=4)[0], token_f1=[0.5] * 200, abstention=[None] * 200, latency=[0.4] * 200)
+    assert [i.metric for i in intervals_of({"candidate": some, "champion": some}, GateSettings())] == [
+        "correct",
+        "token_f1",
+        "latency",
+    ]
 
 
 def test_a_planned_second_look_halves_alpha():

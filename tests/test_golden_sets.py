@@ -8,7 +8,7 @@ import pytest
 from data import golden_sets
 from data.golden_sets import golden_hash, record, tuned_decisions
 from data.records import GoldenQuestion
-from tasks import evaluate, report
+from tasks import evaluate
 from tasks.gate import GateSettings
 from tests.ledgers import new_ledger, release
 
@@ -70,9 +70,10 @@ def test_a_decision_of_before_sets_had_a_hash_goes_on_counting(ledger):
 
 def test_a_decision_and_its_report_carry_the_set_and_say_how_much_of_it_is_synthetic(tmp_path):
     body = {"candidate": None, "champion": None, "hard": {"whole": "no"}, "probes": None, "first_tuned": False}
+    body |= {"changed": ["model"], "repeated": {}, "about": {"suite": "s"}}
     (tmp_path / "e.json").write_text(json.dumps(body))
     sha = golden_hash(questions(range(3)))
     stored = evaluate.Evaluation(str(tmp_path / "e.json"), "rel-2", "rel-1", "tuned", 3, 0, 1.0, sha, 2)
     decision = evaluate.decide(stored, "tuned", GateSettings())
-    assert decision.golden == sha and "2 voting questions are synthetic" in decision.notes[-1]
-    assert f"Golden set: {sha}" in report.markdown(decision)
+    assert decision.golden == sha and "2 voting questions are synthetic" in decision.notes[-2]
+    assert decision.notes[-1] == f"Golden set: {sha}."

@@ -5,7 +5,7 @@ import pytest
 from data import reviews
 from data.records import Decision, Snapshot, as_json
 from flows import lifecycle
-from tasks import evaluate
+from tasks import precedents
 from tests.ledgers import go_live, new_ledger, release
 
 SNAPSHOT = Snapshot("snap", "uri", "wiki", *[0] * 8)
@@ -66,7 +66,7 @@ class Approved:
         reviews.settle(self.book, reviews.items(self.book)[0].number, "accepted", "eve")
 
     def release(self, candidate, kind, snapshot, gates):
-        self.released.append((candidate.id, kind, evaluate.decided(self.book, candidate, self.live)))
+        self.released.append((candidate.id, kind, precedents.decided(self.book, candidate, self.live, snapshot, kind)))
         return self.released[-1][2]
 
     def run(self):

@@ -1,0 +1,59 @@
+"""What was decided before: decisions that stand, tests a candidate had, the untuned release's figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from data.ledger import Ledger
+from data.records import Decision, Release, Snapshot
+from tasks.evaluate import Evaluation, Suite, questions_for, suite_hash
+
+
+def decided(
+    ledger: Ledger, candidate: Release, live: Release | None, snapshot: Snapshot, kind: str, suite: Suite = Suite()
+) -> Decision | None:
+    """The accepting decision on record for this candidate against this champion, if there is one of the same suite.
+
+    A refusal is taken again: its evaluation is read unless the golden questions changed, and so may the settings have.
+    A decision without a suite was put on record by a person.
+    """
+    row = ledger.gate_decision(candidate.id)
+    if row is None or row["body"]["champion"] != (live.id if live else None):
+        return None
+    decision = Decision.of(row["body"])
+    same = not decision.suite or decision.suite == suite_hash(questions_for(snapshot, kind, suite)[0], suite)
+    return decision if decision.accepted and same else None
+
+
+def accepted(ledger: Ledger, live: Release) -> Decision:
+    """Why the live release is live: its gate decision, or for a rollback that it was one."""
+    row = ledger.gate_decision(live.id)
+    if row is None:
+        return Decision("promote", f"{live.id} is live already, by a rollback", live.id)
+    decision = Decision.of(row["body"])
+    return replace(decision, reason=f"Live already, nothing it serves has changed. {decision.reason}")
+
+
+def looks_before(ledger: Ledger, evaluation: Evaluation) -> tuple[float, ...]:
+    """The error level of every test that refused this candidate against this champion, on other scores than these."""
+    name = ledger.release_row(evaluation.release)["assistant"]
+    made = [Decision.of(row["body"]) for row in ledger.decisions(name, "gate", limit=10_000)]
+    alphas = {
+        decision.evaluation: decision.alpha
+        for decision in made
+        if (decision.release, decision.champion) == (evaluation.release, evaluation.champion)
+        and decision.look
+        and not decision.accepted
+        and decision.evaluation != evaluation.uri
+    }
+    return tuple(alphas.values())
+
+
+def untuned(ledger: Ledger, decision: Decision) -> dict[str, float] | None:
+    """The means of the untuned release, where a first tuned candidate was judged against it on this very suite."""
+    name = ledger.release_row(decision.release)["assistant"]
+    for row in ledger.decisions(name, "gate", limit=10_000):
+        past = Decision.of(row["body"])
+        if past.suite == decision.suite and past.champion and not ledger.release(past.champion).model.adapter:
+            return past.baseline
+    return None
