@@ -30,9 +30,13 @@ from data.records import (
 from settings import settings
 from tasks import gate
 from tasks.arm import Arm, sentences
+from tasks.behaviour import behaviour
 from tasks.gate import GateSettings, Scores
+from tasks.metrics import safety
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
+ANSWERING = ("tuned", "reprompt", "settings")
+"""Kinds of change that can alter what is written to given passages; only these are asked in other forms and attacked."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Suite(Record):
     unanswerable: int = 60
     latency_questions: int = 60
     probes: int = 60
+    behaviour_questions: int = 20
     given_passage: bool = True
 
 
@@ -66,7 +71,8 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     `kind`: bootstrap (hard constraints on a few questions), tuned, reindex, reprompt, rollback. The same releases on
     the same snapshot are evaluated once.
     """
-    key = digest(candidate.id, champion.id if champion else None, kind, snapshot.id, as_json(suite), CODE_VERSION)
+    asked = (snapshot.id, as_json(suite), safety.payloads(), CODE_VERSION)
+    key = digest(candidate.id, champion.id if champion else None, kind, *asked)
     path = settings().home / "reports" / candidate.id / f"{key[:16]}.json"
     if path.exists():
         return Evaluation.of(json.loads(path.read_text())["evaluation"])
@@ -76,6 +82,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     hard = sound_files(candidate)
     scores: dict[str, Scores] = {}
     rows: dict[str, list[dict]] = {}
+    attacks: dict[str, list[dict]] = {}
     probes: list[float] | None = None
     if not any(hard.values()):
         with ExitStack() as opened:
@@ -91,6 +98,12 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
                     hard |= sound_answers(answers, arm, tombstones)
             if kind == "tuned" and champion and champion.model != candidate.model:
                 time_both(arms, scores, golden, suite)
+            if kind in ANSWERING:
+                for name, arm in arms.items():
+                    print(f"evaluate: {name} asked in other forms, and attacked")
+                    scores[name].metrics.update(behaviour(arm, golden, suite.behaviour_questions))
+                    under_attack, attacks[name] = arm.attacked()
+                    scores[name] = scores[name].beside(under_attack)
             if kind in ("reindex", "bootstrap"):
                 changed = changed_sections(candidate.index, champion.index) if champion else set()
                 probes = arms["candidate"].probe(changed, suite.probes, tombstones)
@@ -107,6 +120,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
         "probes": probes,
         "first_tuned": tuned_first,
         "rows": rows,
+        "attacks": attacks,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
