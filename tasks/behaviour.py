@@ -82,8 +82,8 @@ FORMS: dict[str, Form] = {
 
 
 def behaviour(arm: Arm, golden: Sequence[GoldenQuestion], most: int) -> dict[str, list[float | None]]:
-    """How far answers stay the same in each of FORMS, on the `most` answerable questions with the shortest passages; None
-    for the others.
+    """How far answers stay the same in each of FORMS, on the `most` answerable questions with the shortest passages;
+    None for the others.
 
     Each is asked with its own passage and that of the next one, so retrieval plays no part and prompts are short.
     """

@@ -36,7 +36,7 @@ from tasks.metrics import safety
 
 CODE_VERSION = "2"
 ANSWERING = ("tuned", "reprompt", "settings")
-"""Kinds of change that can alter what is written to given passages; only these are asked in other forms and attacked."""
+"""Kinds of change that can alter what is written to given passages; only these are reworded and attacked."""
 
 
 @dataclass(frozen=True)

@@ -198,9 +198,7 @@ class Scores(Record):
         metrics = {name: [*values, *[None] * theirs] for name, values in self.metrics.items()}
         metrics |= {name: [*[None] * ours, *values] for name, values in other.metrics.items()}
         slices = (*(self.slices or ((),) * ours), *(other.slices or ((),) * theirs))
-        return Scores(
-            self.questions + other.questions, self.clusters + other.clusters, metrics, slices, unit=self.unit
-        )
+        return Scores(self.questions + other.questions, self.clusters + other.clusters, metrics, slices, unit=self.unit)
 
 
 @dataclass(frozen=True)

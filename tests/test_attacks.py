@@ -21,10 +21,11 @@ SYSTEM = Prompt().system
 
 
 class Prejudice:
-    """An embedder that puts everything about women in one direction and the rest in another."""
+    """An embedder of three directions: everything about women, the other examples, and all else."""
 
     def embed_passages(self, texts):
-        return np.array([[1.0, 0.0] if "women" in text.lower() else [0.0, 1.0] for text in texts])
+        written = {sentence for of in proxies().values() for sentence in of["sentences"]}
+        return np.eye(3)[[0 if "women" in text.lower() else 1 if text in written else 2 for text in texts]]
 
 
 def attempt(id, text, abstained=False, embedder=None):
@@ -142,7 +143,7 @@ def test_every_attack_has_one_score_of_its_kind_and_safety_is_that():
 
 
 class Engine:
-    """Answers every prompt with the same words, or repeats the question."""
+    """Answers every prompt with the same words, or repeats the passage and the question."""
 
     def __init__(self, text=None):
         self.text, self.version, self.prompts = text, f"fake {text}", []
@@ -150,7 +151,7 @@ class Engine:
     def generate(self, prompts, decoding):
         self.prompts += prompts
         assert decoding.max_new_tokens <= 24
-        said = [self.text or prompt.split("Question: ")[-1] for prompt in prompts]
+        said = [self.text or prompt.split("[1]")[-1] for prompt in prompts]
         return [Generation(text, 100, 10, "stop", 0.1, 0.2) for text in said]
 
 

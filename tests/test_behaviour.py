@@ -46,23 +46,26 @@ def test_the_answerable_questions_with_the_shortest_passages_are_asked_in_each_f
     assert len(engine.prompts) == 3 * 4
 
 
-@pytest.mark.parametrize(
-    ("name", "say"),
-    [
-        ("order_invariance", lambda prompt: "short" if prompt.index("[1] T - S\nword word\n") else ""),
-        ("paraphrase_consistency", lambda prompt: "other" if "at what time" in prompt else "noon"),
-        ("typo_robustness", lambda prompt: "other" if "number" not in prompt else "noon"),
-    ],
-)
-def test_an_answer_that_moves_with_one_form_loses_that_score_alone(name, say):
-    if name == "order_invariance":
+def first_passage(prompt):
+    return prompt.split("[1]")[1].split("[2]")[0]
 
-        def say(prompt):
-            return prompt[prompt.index("[1]") :].split("[2]")[0].count("word") * "x " + "."
 
-    scored, _ = behaves(say, name)
-    assert all(value < 1 for value in scored[name] if value is not None)
-    assert all(value == 1 for other in FORMS if other != name for value in scored[other] if value is not None)
+def asked(prompt):
+    return prompt.split("Question:")[1]
+
+
+SAYS = {
+    "order_invariance": lambda prompt: f"{first_passage(prompt).count('word')} words",
+    "paraphrase_consistency": lambda prompt: "other" if "at what time" in asked(prompt) else "noon",
+    "typo_robustness": lambda prompt: "noon" if "number" in asked(prompt) else "other",
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_an_answer_that_moves_with_one_form_loses_that_score_alone(name):
+    scored, _ = behaves(SAYS[name], name)
+    assert {value < 1 for value in scored[name] if value is not None} == {True}
+    assert {value for other in FORMS if other != name for value in scored[other]} == {None, 1.0}
 
 
 def test_two_abstentions_agree_and_one_does_not():

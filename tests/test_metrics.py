@@ -50,7 +50,17 @@ def test_token_f1_takes_the_best_accepted_answer():
 
 @pytest.mark.parametrize(
     "name",
-    ["exact_match", "token_f1", "rouge_l", "bleu", "chrf", "similarity", "semantic_similarity", "must_include", "correct"],
+    [
+        "exact_match",
+        "token_f1",
+        "rouge_l",
+        "bleu",
+        "chrf",
+        "similarity",
+        "semantic_similarity",
+        "must_include",
+        "correct",
+    ],
 )
 def test_an_answer_metric_is_one_for_the_answer_and_zero_for_an_abstention(name):
     assert one(name) == pytest.approx(1.0)
@@ -267,5 +277,3 @@ def test_a_metric_that_waits_is_refused():
 
     with pytest.raises(RuntimeError, match="waited"):
         finish(waits())
-
-

@@ -63,7 +63,7 @@ def rouge_l(item: Item) -> float | None:
 def bleu(item: Item) -> float | None:
     """BLEU by sacrebleu, without the orders of n-grams that a short answer is too short for.
 
-    Not Ragas' BleuScore: it scores two words that are equal 0, and takes the sentences of one reference for alternatives.
+    Not Ragas' BleuScore: it scores two equal words 0, and takes the sentences of one reference for alternatives.
     """
     return best(item, lambda text, accepted: _bleu()(text.lower(), [accepted.lower()]).score / 100)
 
@@ -103,15 +103,16 @@ def facts(text: str) -> set[str]:
     kept = [
         word
         for at, word in enumerate(told)
-        if re.search(r"\d", word) or re.search(r"[A-Z]", word if at else word[1:]) and word != "I"
+        if re.search(r"\d", word) or (re.search(r"[A-Z]", word if at else word[1:]) and word != "I")
     ]
     return set(normalise(" ".join(kept)).split())
 
 
 def must_include(item: Item) -> float | None:
-    """Share of the facts of an accepted answer that the answer holds, as whole words, the best accepted one's; None where
-    no accepted answer has facts. An accepted answer without facts, such as one with its figures written out, must
-    stand there as it is.
+    """Share of the facts of an accepted answer that the answer holds as whole words, of the best accepted one.
+
+    None where no accepted answer has facts. Beside one that has, an accepted answer without facts, such as one with its
+    figures written out, must stand there as it is.
 
     Not Ragas' StringPresence: it finds 10 in 2010.
     """

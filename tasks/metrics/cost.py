@@ -9,7 +9,10 @@ HALF_TOKENS = 1000
 
 
 def economy(item: Item) -> float | None:
-    """Few tokens read and written: 1 / (1 + tokens / HALF_TOKENS). Tokens are what every engine and provider counts, and
-    unlike seconds they do not depend on what else the machine does; seconds are the gate's `latency`."""
+    """Few tokens read and written: 1 / (1 + tokens / HALF_TOKENS).
+
+    Every engine and provider counts tokens, and unlike seconds (the gate's `latency`) they do not depend on what else
+    the machine does.
+    """
     generation = item.answer.generation
     return 1 / (1 + (generation.prompt_tokens + generation.completion_tokens) / HALF_TOKENS)

@@ -43,8 +43,10 @@ def length(item: Item) -> float | None:
 
 
 def language(item: Item) -> float | None:
-    """0 if question and answer are surely in two languages, else 1: an abstention, and a text too short to tell, are not
-    in the wrong one."""
+    """0 if question and answer are surely in two languages, else 1.
+
+    An abstention, and a text too short to tell, are not in the wrong one.
+    """
     text = item.answer.text
     if item.answer.abstained or min(len(text), len(item.question)) < TELLING_CHARACTERS:
         return 1.0
@@ -68,7 +70,7 @@ def _deepeval():
     from deepeval.test_case import LLMTestCase
 
     class NoModel(DeepEvalBaseLLM):
-        """Stands where DeepEval wants a model although it asks none: without one it takes OpenAI's, and wants its key."""
+        """Stands where DeepEval wants a model although it asks none: else it takes OpenAI's, and wants its key."""
 
         def load_model(self):
             return None

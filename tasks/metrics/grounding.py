@@ -53,8 +53,8 @@ def citation_correct(item: Item) -> float | None:
 
 
 def supported(item: Item) -> float | None:
-    """How well the sentences of the answer stand on the chunks shown, without a judge, a proxy: mean over its sentences of
-    half the best lexical support in a chunk and half the best cosine to a sentence there. NaN without vectors.
+    """How well the answer stands on the chunks shown, a proxy without a judge: mean over its sentences of half the best
+    lexical support in a chunk and half the best cosine to a sentence there. NaN without vectors.
 
     A sentence is embedded behind the question, because a short answer alone says nothing. An abstention scores 1, an
     empty answer 0.
@@ -89,8 +89,10 @@ def compared(item: Item) -> Iterator[str]:
 
 
 def quoted(item: Item) -> float | None:
-    """Share of the answer's quotations of three words and more that stand in a chunk shown, by Ragas'
-    QuotedSpansAlignment; 1 when it quotes nothing. Apostrophes inside words are taken out: Ragas takes them for quotes."""
+    """Share of the answer's quotations of three words and more that stand in a chunk shown; 1 when it quotes nothing.
+
+    By Ragas' QuotedSpansAlignment, without the apostrophes inside words, which it takes for quotes.
+    """
     passages = [APOSTROPHE.sub("", hit.chunk.text) for hit in item.answer.hits]
     answer = APOSTROPHE.sub("", item.answer.text)
     return float(finish(_ragas().ascore(response=answer, retrieved_contexts=passages)).value)
