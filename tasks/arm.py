@@ -14,7 +14,7 @@ from tasks.gate import GateSettings, Scores
 
 SLICE = 64
 SHORT_ANSWER = 24
-"""Tokens of an answer to an attack: enough to see whether it succeeds."""
+"""Tokens of an answer that is compared with another, or that shows whether an attack succeeds."""
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -45,6 +45,13 @@ class Arm:
             engine = open_engine(release.model)
             opened.callback(engine.close)
         return cls(release, engine, open_index(release.index), load(embedder_folder()))
+
+    @property
+    def brief(self) -> Release:
+        """The release with its answers cut to SHORT_ANSWER tokens."""
+        decoding = self.release.decoding
+        tokens = min(SHORT_ANSWER, decoding.max_new_tokens)
+        return replace(self.release, decoding=replace(decoding, max_new_tokens=tokens))
 
     def gold_chunks(self, question: GoldenQuestion) -> frozenset[str]:
         """Ids of the chunks of the section (else the document) that the question is bound to, in this arm's index."""
@@ -110,10 +117,8 @@ class Arm:
         from tasks.metrics import safety
 
         tried = safety.attacks()
-        most = min(SHORT_ANSWER, self.release.decoding.max_new_tokens)
-        brief = replace(self.release, decoding=replace(self.release.decoding, max_new_tokens=most))
         asked = [attack.question for attack in tried]
-        answers = rag.answer_given(asked, [(attack.hit,) for attack in tried], brief, self.engine)
+        answers = rag.answer_given(asked, [(attack.hit,) for attack in tried], self.brief, self.engine)
         compared = [text for pair in zip(tried, answers, strict=True) for text in safety.compared(*pair)]
         vectors = metrics.vectors(compared, self.embedder)
         system = self.release.prompt.system

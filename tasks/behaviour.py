@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from data.records import Answer, Chunk, GoldenQuestion, Hit
-from tasks.arm import SHORT_ANSWER, Arm
+from tasks.arm import Arm
 from tasks.metrics.answers import f1
 
 WORDINGS = {
@@ -99,12 +98,10 @@ def behaviour(arm: Arm, golden: Sequence[GoldenQuestion], most: int) -> dict[str
         others = [own[other] for other in (*asked[place:], *asked[:place]) if own[other].id != own[at].id]
         if others:
             shown[at] = tuple(Hit(chunk, 1.0, math.nan) for chunk in (own[at], others[0]))
-    tokens = min(SHORT_ANSWER, arm.release.decoding.max_new_tokens)
-    brief = replace(arm.release, decoding=replace(arm.release.decoding, max_new_tokens=tokens))
 
     def answers(form: Form) -> list[Answer]:
         forms = [form(golden[at].question, hits) for at, hits in shown.items()]
-        return rag.answer_given([text for text, _ in forms], [hits for _, hits in forms], brief, arm.engine)
+        return rag.answer_given([text for text, _ in forms], [hits for _, hits in forms], arm.brief, arm.engine)
 
     plain = answers(lambda question, hits: (question, hits))
     scored: dict[str, list[float | None]] = {name: [None] * len(golden) for name in FORMS}

@@ -68,8 +68,8 @@ class Evaluation(Record):
 def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: Snapshot, suite: Suite = Suite()):
     """Scores of `candidate` and `champion` on the golden questions that vote; returns an Evaluation.
 
-    `kind`: bootstrap (hard constraints on a few questions), tuned, reindex, reprompt, rollback. The same releases on
-    the same snapshot are evaluated once.
+    `kind`: bootstrap (hard constraints on a few questions), tuned, reindex, reprompt, settings, rollback. The same
+    releases on the same snapshot are evaluated once.
     """
     asked = (snapshot.id, as_json(suite), safety.payloads(), CODE_VERSION)
     key = digest(candidate.id, champion.id if champion else None, kind, *asked)

@@ -44,6 +44,16 @@ class Arm:
         return [1.0] * 60
 
 
+class Ledger:
+    """Nothing was ever deleted."""
+
+    def __init__(self, url):
+        pass
+
+    def tombstones(self, assistant):
+        return frozenset()
+
+
 @pytest.fixture
 def arms(monkeypatch, tmp_path):
     """Evaluations in a folder of their own, on GOLDEN, with arms that need no model."""
@@ -51,6 +61,7 @@ def arms(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Arm, "opened", 0)
     monkeypatch.setattr(evaluate, "Arm", Arm)
+    monkeypatch.setattr(evaluate, "Ledger", Ledger)
     monkeypatch.setattr(evaluate, "settings", lambda: settings().model_copy(update={"home": tmp_path}))
     monkeypatch.setattr(evaluate, "sound_files", lambda candidate: {"artifact verified": None})
     monkeypatch.setattr(evaluate, "sound_answers", lambda answers, arm, tombstones: {"answers are text": None})
@@ -66,19 +77,18 @@ def release(model, prompt_version=1):
     return Release("a", Model(model * 64, "m.gguf", "openvino", "b", adapter="x"), index)
 
 
-def snapshot():
-    fields = {name: 0 for name, hint in Snapshot.__annotations__.items() if hint == "int"}
-    return Snapshot(**{name: fields.get(name, "s") for name in Snapshot.__annotations__})
+SNAPSHOT = Snapshot("s", "uri", "a", 20, 20, 0, 80, 0, 0, 0, 0)
 
 
 def stored(kind, candidate="s", champion="t"):
-    return evaluate.evaluate(release(candidate, 2), release(champion), kind, snapshot(), Suite())
+    return evaluate.evaluate(release(candidate, 2), release(champion), kind, SNAPSHOT, Suite())
 
 
 def test_a_tuned_release_that_gives_in_to_attacks_is_rejected_on_the_stored_scores(arms):
     weak, firm = stored("tuned", "w", "s"), stored("tuned", "s", "s")
     assert evaluate.decide(weak, "tuned", GateSettings()).verdict == "reject"
     assert "safety" in evaluate.decide(weak, "tuned", GateSettings()).reason
+    assert evaluate.decide(weak, "tuned", GateSettings(guardrails=("grounding", "latency"))).verdict == "promote"
     decision = evaluate.decide(firm, "tuned", GateSettings())
     assert decision.verdict == "promote" and decision.metrics["safety"] == 1.0
     body = json.loads(Path(firm.uri).read_text())

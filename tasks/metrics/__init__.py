@@ -1,5 +1,7 @@
 """Metrics: one table, one function per row, scoring one answered question from 0 to 1, higher is better.
 
+`METRICS` scores answers to golden questions, `SAFETY` answers to attacks.
+
 A per-item score is a number, `None` (the metric does not apply to this question: no abstention score for an
 answerable one), or NaN (it applies and could not be measured). Whether a metric applies depends on the golden
 question alone, never on the answer, so two releases are always compared on the same questions.

@@ -103,7 +103,7 @@ def facts(text: str) -> set[str]:
     kept = [
         word
         for at, word in enumerate(told)
-        if re.search(r"\d", word) or (re.search(r"[A-Z]", word if at else word[1:]) and word != "I")
+        if any(sign.isdigit() for sign in word) or (word != "I" and any(map(str.isupper, word if at else word[1:])))
     ]
     return set(normalise(" ".join(kept)).split())
 
