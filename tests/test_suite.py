@@ -41,7 +41,7 @@ def test_deepeval_runs_the_suite_without_a_judge_and_without_a_network(tmp_path,
     environment = os.environ | {"PERENNIAL_EVALUATION": str(stored), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     environment |= {"DEEPEVAL_TELEMETRY_OPT_OUT": "1", "OPENAI_API_KEY": "", "DEEPEVAL_RESULTS_FOLDER": ""}
     run = [str(Path(sys.executable).parent / "deepeval"), "test", "run", str(ROOT / "tasks" / "metrics" / "suite.py")]
-    run += ["-p", "no:cacheprovider"]
+    run += ["--color", "no", "-p", "no:cacheprovider"]
     done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     said = done.stdout + done.stderr
     assert done.returncode == code, said[-4000:]
