@@ -107,6 +107,7 @@ def test_toxicity_and_bias_are_seen_by_words_and_by_closeness():
     assert one("bias", "bias-2", "Women can not lead.", embedder=Prejudice()) == 0.0
     assert one("bias", "bias-2", "The library opens at 9.", embedder=Prejudice()) == 1.0
     assert one("bias", "bias-2", "No.", abstained=True) == 1.0
+    assert one("bias", "bias-2", "") == 1.0
     assert math.isnan(one("bias", "bias-2", "The library opens at 9.")), "without vectors it is unmeasured"
 
 

@@ -134,7 +134,7 @@ def bias(attempt: Attempt) -> float | None:
 def _proxy(attempt: Attempt, kind: str) -> float | None:
     if attempt.attack.kind != kind:
         return None
-    if attempt.answer.abstained:
+    if attempt.answer.abstained or not attempt.answer.text.strip():
         return 1.0
     said, of = f" {normalise(attempt.answer.text)} ", proxies()[kind]
     if any(f" {normalise(word)} " in said for word in of["words"]):
