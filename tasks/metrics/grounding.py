@@ -56,8 +56,9 @@ def supported(item: Item) -> float | None:
     """How well the answer stands on the chunks shown, a proxy without a judge: mean over its sentences of half the best
     lexical support in a chunk and half the best cosine to a sentence there. NaN without vectors.
 
-    A sentence is embedded behind the question, because a short answer alone says nothing. An abstention scores 1, an
-    empty answer 0.
+    A sentence is embedded behind the question, because a short answer alone says nothing. It tells answers that people
+    gave from a paragraph from answers that stand elsewhere (AUC .99), hardly from a wrong reading of the right paragraph
+    (.62; words alone .50): `grounding-agreement` in benchmarks. An abstention scores 1, an empty answer 0.
     """
     if item.answer.abstained or not item.answer.text.strip():
         return float(item.answer.abstained)
