@@ -57,8 +57,8 @@ def supported(item: Item) -> float | None:
     lexical support in a chunk and half the best cosine to a sentence there. NaN without vectors.
 
     A sentence is embedded behind the question, because a short answer alone says nothing. It tells answers that people
-    gave from a paragraph from answers that stand elsewhere (AUC .99), hardly from a wrong reading of the right paragraph
-    (.62; words alone .50): `grounding-agreement` in benchmarks. An abstention scores 1, an empty answer 0.
+    gave from a paragraph from ones that stand elsewhere (AUC .99), hardly from a wrong reading of that paragraph (.62;
+    words alone .50): benchmarks/grounding_agreement.py. An abstention scores 1, an empty answer 0.
     """
     if item.answer.abstained or not item.answer.text.strip():
         return float(item.answer.abstained)
