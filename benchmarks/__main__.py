@@ -30,7 +30,17 @@ FIGURES = {
     "export-loss": "benchmarks.export_loss",
     "train-dpo": "benchmarks.train_dpo",
     "train-gpu": "benchmarks.train_gpu",
+    "gate-error-rates": "benchmarks.gate_error_rates",
+    "gate-planted": "benchmarks.gate_planted",
+    "gate-stability": "benchmarks.gate_stability",
+    "evaluate-time": "benchmarks.evaluate_time",
+    "scoring-overhead": "benchmarks.scoring_overhead",
+    "grounding-agreement": "benchmarks.grounding_agreement",
     "judge-ppi": "benchmarks.judge_ppi",
+    "drift-detectors": "benchmarks.drift_detectors",
+    "quiet-weeks": "benchmarks.quiet_weeks",
+    "diagnosis": "benchmarks.diagnosis",
+    "remedy-storm": "benchmarks.remedy_storm",
 }
 
 

@@ -7,11 +7,14 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from data.records import Answer, Chunk, GoldenQuestion, Hit, Release
 from tasks.gate import GateSettings, Scores
 
 SLICE = 64
+SHORT_ANSWER = 24
+"""Tokens of an answer that is compared with another, or that shows whether an attack succeeds."""
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -42,6 +45,13 @@ class Arm:
             engine = open_engine(release.model)
             opened.callback(engine.close)
         return cls(release, engine, open_index(release.index), load(embedder_folder()))
+
+    @property
+    def brief(self) -> Release:
+        """The release with its answers cut to SHORT_ANSWER tokens."""
+        decoding = self.release.decoding
+        tokens = min(SHORT_ANSWER, decoding.max_new_tokens)
+        return replace(self.release, decoding=replace(decoding, max_new_tokens=tokens))
 
     def gold_chunks(self, question: GoldenQuestion) -> frozenset[str]:
         """Ids of the chunks of the section (else the document) that the question is bound to, in this arm's index."""
@@ -78,7 +88,7 @@ class Arm:
             metrics.Item(question.question, answer, question, chunks)
             for question, answer, chunks in zip(golden, answers, gold, strict=True)
         ]
-        scored: dict[str, list] = metrics.score(items)
+        scored: dict[str, list] = metrics.score(metrics.embedded(items, self.embedder))
         if given_passage:
             scored["given_f1"] = self.given(golden, gold)
         documents = {question.document for question in golden}
@@ -102,6 +112,27 @@ class Arm:
         ]
         ids = tuple(question.id for question in golden)
         return Scores(ids, tuple(clusters), scored, tuple(slices), unit), rows
+
+    def attacked(self) -> tuple[Scores, list[dict]]:
+        """Scores under attack, clustered by family, and one row an attack. Each is asked with its own passage."""
+        from serving import rag
+        from tasks import metrics
+        from tasks.metrics import safety
+
+        tried = safety.attacks()
+        asked = [attack.question for attack in tried]
+        answers = rag.answer_given(asked, [(attack.hit,) for attack in tried], self.brief, self.engine)
+        compared = [text for pair in zip(tried, answers, strict=True) for text in safety.compared(*pair)]
+        vectors = metrics.vectors(compared, self.embedder)
+        system = self.release.prompt.system
+        attempts = [metrics.Attempt(*pair, system, vectors) for pair in zip(tried, answers, strict=True)]
+        scored = metrics.score(attempts, table=metrics.SAFETY)
+        rows = [
+            {"id": attack.id, "kind": attack.kind, "question": attack.question, "answer": answer.text, "safety": value}
+            for attack, answer, value in zip(tried, answers, scored["safety"], strict=True)
+        ]
+        ids, families = (tuple(getattr(attack, of) for attack in tried) for of in ("id", "family"))
+        return Scores(ids, families, scored), rows
 
     def given(self, golden: Sequence[GoldenQuestion], gold: list[frozenset[str]]) -> list[float | None]:
         from serving import rag

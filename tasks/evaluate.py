@@ -30,19 +30,23 @@ from data.records import (
 from settings import settings
 from tasks import anchors, gate, judge
 from tasks.arm import Arm, sentences, time_both
+from tasks.behaviour import behaviour
 from tasks.gate import GateSettings, Scores
 from tasks.intervals import better_by_chance, pair
+from tasks.metrics import safety
 
+WRITING = {"latency", "attacks"}
 TOUCHES = {
-    "model": {"given", "latency"},
+    "model": {"given", *WRITING},
     "index": {"probes"},
-    "prompt": {"given", "latency"},
+    "prompt": {"given", *WRITING},
     "retrieval": {"probes", "latency"},
-    "decoding": {"latency"},
-    "guard": {"latency"},
+    "decoding": WRITING,
+    "guard": WRITING,
 }
 """What is measured beside the answers for each part of a release that changed. Answers are always asked for; those
-whose prompt, model and settings are the same are read from the cache."""
+whose prompt, model and settings are the same are read from the cache. What is written to given passages is asked in
+other forms, and attacked, where the change can alter it."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Suite(Record):
     unanswerable: int = 60
     latency_questions: int = 60
     probes: int = 60
+    behaviour_questions: int = 20
     given_passage: bool = True
     judged: int = 400
     judged_deeply: int = 20
@@ -103,6 +108,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     hard = sound_files(candidate)
     scores: dict[str, Scores] = {}
     rows: dict[str, list[dict]] = {}
+    attacks: dict[str, list[dict]] = {}
     probes: list[float] | None = None
     repeated: dict[str, float] = {}
     versions: dict[str, str] = {}
@@ -128,6 +134,12 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
             if champion and "latency" in measured:
                 asked = [question for question in golden if question.id not in left_out]
                 repeated = time_both(arms, scores, rows, asked, tombstones, suite.latency_questions)
+            if champion and "attacks" in measured:
+                for name, arm in arms.items():
+                    print(f"evaluate: {name} asked in other forms, and attacked")
+                    scores[name].metrics.update(behaviour(arm, golden, suite.behaviour_questions))
+                    under_attack, attacks[name] = arm.attacked()
+                    scores[name] = scores[name].beside(under_attack)
             if "probes" in measured:
                 sections = changed_sections(candidate.index, champion.index) if champion else set()
                 probes = arms["candidate"].probe(sections, suite.probes, tombstones)
@@ -154,6 +166,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
         "repeated": repeated,
         "about": about(candidate, champion, snapshot, golden, suite) | versions,
         "rows": rows,
+        "attacks": attacks,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -260,8 +273,9 @@ def tuned_decisions(ledger: Ledger, candidate: Release, snapshot: Snapshot) -> i
 
 @cache
 def metrics_hash() -> str:
-    """Changes with any metric: scores of a suite that has changed are never read again, of neither arm."""
-    return digest(*(file.read_text() for file in sorted((Path(__file__).parent / "metrics").glob("*.py"))))
+    """Changes with any metric or attack: scores of a suite that has changed are never read again, of neither arm."""
+    sources = sorted((Path(__file__).parent / "metrics").glob("*.py"))
+    return digest(safety.payloads(), *(file.read_text() for file in sources))
 
 
 def suite_hash(golden: Sequence[GoldenQuestion], suite: Suite) -> str:

@@ -211,6 +211,16 @@ class Scores(Record):
         if len(set(self.questions)) != n:
             raise ValueError(f"{n - len(set(self.questions))} questions are repeated; score each one once")
 
+    def beside(self, other: Scores) -> Scores:
+        """These scores and those of other questions under other metrics: neither's metrics apply to the other's."""
+        if shared := set(self.metrics) & set(other.metrics):
+            raise ValueError(f"{sorted(shared)[0]!r} is scored on both; only questions of another kind stand beside")
+        ours, theirs = len(self.questions), len(other.questions)
+        metrics = {name: [*values, *[None] * theirs] for name, values in self.metrics.items()}
+        metrics |= {name: [*[None] * ours, *values] for name, values in other.metrics.items()}
+        slices = (*(self.slices or ((),) * ours), *(other.slices or ((),) * theirs))
+        return Scores(self.questions + other.questions, self.clusters + other.clusters, metrics, slices, unit=self.unit)
+
 
 @dataclass(frozen=True)
 class Pairs:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from functools import cache
 
 from tasks.metrics.item import Item, answerable
@@ -59,6 +60,14 @@ def rouge_l(item: Item) -> float | None:
     return best(item, lambda text, accepted: _ragas("RougeScore", text, accepted))
 
 
+def bleu(item: Item) -> float | None:
+    """BLEU by sacrebleu, without the orders of n-grams that a short answer is too short for.
+
+    Not Ragas' BleuScore: it scores two equal words 0, and takes the sentences of one reference for alternatives.
+    """
+    return best(item, lambda text, accepted: _bleu()(text.lower(), [accepted.lower()]).score / 100)
+
+
 def chrf(item: Item) -> float | None:
     """Character n-gram F-score, by Ragas and sacrebleu: forgiving of inflection and spelling."""
     return best(item, lambda text, accepted: _ragas("CHRFScore", text, accepted))
@@ -67,6 +76,71 @@ def chrf(item: Item) -> float | None:
 def similarity(item: Item) -> float | None:
     """1 - normalised Levenshtein distance, by Ragas and rapidfuzz."""
     return best(item, lambda text, accepted: _ragas("NonLLMStringSimilarity", text, accepted))
+
+
+def semantic_similarity(item: Item) -> float | None:
+    """Cosine of the embeddings, 0 where it is negative, NaN without vectors.
+
+    What Ragas' SemanticSimilarity computes, which asks its embedder for one text at a time.
+    """
+    return best(item, lambda text, accepted: _cosine(item, text, accepted))
+
+
+def compared(item: Item) -> Iterator[str]:
+    """The texts whose vectors `semantic_similarity` needs."""
+    if item.golden.answers and not item.answer.abstained:
+        yield from (item.answer.text, *item.golden.answers)
+
+
+def facts(text: str) -> set[str]:
+    """What an answer must not get wrong: its words with a figure in them, and its names and codes (words with a capital
+    letter, but for the first word's, which any sentence has).
+
+    >>> sorted(facts("Ask Ada Lovelace for order ZX-44 within 30 days"))
+    ['30', 'ada', 'lovelace', 'zx44']
+    """
+    told = text.split()
+    kept = [
+        word
+        for at, word in enumerate(told)
+        if any(sign.isdigit() for sign in word) or (word != "I" and any(map(str.isupper, word if at else word[1:])))
+    ]
+    return set(normalise(" ".join(kept)).split())
+
+
+def must_include(item: Item) -> float | None:
+    """Share of the facts of an accepted answer that the answer holds as whole words, of the best accepted one.
+
+    None where no accepted answer has facts. Beside one that has, an accepted answer without facts, such as one with its
+    figures written out, must stand there as it is.
+
+    Not Ragas' StringPresence: it finds 10 in 2010.
+    """
+    if not any(map(facts, item.golden.answers)):
+        return None
+    return best(item, _held)
+
+
+def _held(text: str, accepted: str) -> float:
+    wanted, said = facts(accepted), normalise(text)
+    if not wanted:
+        return float(f" {normalise(accepted)} " in f" {said} ")
+    return len(wanted & set(said.split())) / len(wanted)
+
+
+def _cosine(item: Item, text: str, accepted: str) -> float:
+    if not text.strip():
+        return 0.0
+    if text not in item.vectors or accepted not in item.vectors:
+        return math.nan
+    return min(1.0, max(0.0, float(item.vectors[text] @ item.vectors[accepted])))
+
+
+@cache
+def _bleu():
+    from sacrebleu import sentence_bleu
+
+    return sentence_bleu
 
 
 def finish(coroutine: Coroutine):

@@ -1,0 +1,115 @@
+"""An evaluation: what is asked of which kind of change, what is stored, and when it is made anew."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data.records import Answer, Generation, GoldenQuestion, IndexVersion, Model, Release, Snapshot
+from tasks import evaluate
+from tasks.evaluate import Suite
+from tasks.gate import GateSettings, Scores
+
+GOLDEN = [GoldenQuestion(f"q{at}", f"When {at}?", ("noon",), f"d{at // 4}", "S", "h") for at in range(80)]
+
+
+class Engine:
+    version = "fake 1"
+
+
+class Arm:
+    """A release that answers every question at noon, and gives in to attacks if its model is weak."""
+
+    opened: int = 0
+
+    def __init__(self, release):
+        self.release, self.engine = release, Engine()
+
+    @classmethod
+    def open(cls, release, opened, engine=None):
+        cls.opened += 1
+        return cls(release)
+
+    def answer(self, golden, left_out, tombstones, name):
+        made = Generation("noon", 9, 1, "stop", 0.1, 0.1)
+        return [Answer(question.question, "noon", False, (), (), made) for question in golden]
+
+    def score(self, golden, answers, given_passage):
+        ids, clusters = (tuple(getattr(q, of) for q in golden) for of in ("id", "document"))
+        rows = [{"id": question.id} for question in golden]
+        return Scores(ids, clusters, {"correct": [1.0] * len(golden), "abstention": [None] * len(golden)}), rows
+
+    def attacked(self):
+        held = float(self.release.model.sha256 == "s" * 64)
+        ids = tuple(f"attack-{at}" for at in range(75))
+        return Scores(ids, tuple(f"family {at % 15}" for at in range(75)), {"safety": [held] * 75}), [{"id": ids[0]}]
+
+    def probe(self, *_):
+        return [1.0] * 60
+
+
+class Ledger:
+    """Nothing was ever deleted."""
+
+    def __init__(self, url):
+        pass
+
+    def tombstones(self, assistant):
+        return frozenset()
+
+
+@pytest.fixture
+def arms(monkeypatch, tmp_path):
+    """Evaluations in a folder of their own, on GOLDEN, with arms that need no model."""
+    from settings import settings
+
+    monkeypatch.setattr(Arm, "opened", 0)
+    monkeypatch.setattr(evaluate, "Arm", Arm)
+    monkeypatch.setattr(evaluate, "Ledger", Ledger)
+    monkeypatch.setattr(evaluate, "settings", lambda: settings().model_copy(update={"home": tmp_path}))
+    monkeypatch.setattr(evaluate, "sound_files", lambda candidate: {"artifact verified": None})
+    monkeypatch.setattr(evaluate, "sound_answers", lambda answers, arm, tombstones: {"answers are text": None})
+    monkeypatch.setattr(evaluate, "changed_sections", lambda new, old: set())
+    monkeypatch.setattr(evaluate, "questions_for", lambda snapshot, kind, suite: (GOLDEN, set()))
+    monkeypatch.setattr(evaluate.snapshots, "golden", lambda snapshot: GOLDEN)
+    monkeypatch.setattr(evaluate.golden_sets, "record", lambda ledger, assistant, golden: "golden-1")
+    monkeypatch.setattr(evaluate, "time_both", lambda *given: {})
+    monkeypatch.setattr(evaluate, "behaviour", lambda arm, golden, most: {"order_invariance": [1.0] * len(golden)})
+    return Arm
+
+
+def release(model, prompt_version=1):
+    index = IndexVersion("a", "uri", "t", prompt_version, str(prompt_version), "emb", "chunk", 1, 1, "snap")
+    return Release("a", Model(model * 64, "m.gguf", "openvino", "b", adapter="x"), index)
+
+
+SNAPSHOT = Snapshot("s", "uri", "a", 20, 20, 0, 80, 0, 0, 0, 0)
+
+
+def stored(kind, candidate="s", champion="t"):
+    return evaluate.evaluate(release(candidate, 2), release(champion), kind, SNAPSHOT, Suite())
+
+
+def test_a_tuned_release_that_gives_in_to_attacks_is_rejected_on_the_stored_scores(arms):
+    weak, firm = stored("tuned", "w", "s"), stored("tuned", "s", "t")
+    assert evaluate.decide(weak, "tuned", GateSettings()).verdict == "reject"
+    assert "safety" in evaluate.decide(weak, "tuned", GateSettings()).reason
+    assert evaluate.decide(weak, "tuned", GateSettings(guardrails=("grounding", "latency"))).verdict == "promote"
+    decision = evaluate.decide(firm, "tuned", GateSettings())
+    assert decision.verdict == "promote" and decision.metrics["safety"] == 1.0
+    body = json.loads(Path(firm.uri).read_text())
+    assert firm.questions == len(body["rows"]["candidate"]) == 80
+    assert body["attacks"]["champion"] == [{"id": "attack-0"}]
+
+
+def test_a_new_index_is_not_attacked_because_it_cannot_change_those_answers(arms):
+    body = json.loads(Path(stored("reindex", "s", "s").uri).read_text())
+    assert body["attacks"] == {} and "safety" not in body["candidate"]["metrics"]
+
+
+def test_the_same_evaluation_is_read_and_one_with_other_payloads_is_made_anew(arms, monkeypatch):
+    first = stored("tuned")
+    assert stored("tuned") == first and arms.opened == 2
+    monkeypatch.setattr("tasks.metrics.safety.payloads", lambda: "other")
+    monkeypatch.setattr(evaluate, "metrics_hash", evaluate.metrics_hash.__wrapped__)
+    assert stored("tuned").uri != first.uri and arms.opened == 4
