@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import SQLAlchemyError
 
 from data.records import Release
+from serving import keys
 from settings import settings
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("perennial.router")
 
 POLL_S = 0.25
-TOMBSTONES_S = 1.0
+SLOW_POLL_S = 1.0
+"""How often tombstones and keys are read; tombstones also when a live pointer moved."""
 UNREADABLE = (SQLAlchemyError, OSError, ValueError, KeyError)
 """What reading the ledger raises when it is away, locked, or holds a record this version can not read."""
 UNUSABLE = (OSError, ValueError, RuntimeError, LookupError)
@@ -46,8 +48,9 @@ class Router:
         self.ledger, self.warm = ledger, warm
         self.routings: dict[str, Routing] = {}
         self.buried: dict[str, frozenset[str]] = {}
+        self.keys: dict[str, keys.Key] = {}
         self.read_at: float | None = None
-        self._tombstones_at = 0.0
+        self._slow_at = 0.0
         self._warmed: set[str] = set()
         self._refused: dict[str, float] = {}
         self._stop = threading.Event()
@@ -76,15 +79,16 @@ class Router:
         try:
             seen = self.ledger.live()
             moved = [name for name, routing in seen.items() if self._seq(name) != routing.live_seq]
-            every = time.monotonic() - self._tombstones_at >= TOMBSTONES_S
+            every = time.monotonic() - self._slow_at >= SLOW_POLL_S
             buried = {name: self.ledger.tombstones(name) for name in (seen if every else moved)}
+            self.keys = keys.valid(self.ledger) if every else self.keys
         except UNREADABLE as error:
             log.warning("the ledger can not be read, routing stays as it is: %s", error)
             return
         # Tombstones first: a release that goes live must not show a chunk that was buried with it for one request.
         self.buried = {name: chunks for name, chunks in (self.buried | buried).items() if name in seen}
         if every:
-            self._tombstones_at = time.monotonic()
+            self._slow_at = time.monotonic()
         self.routings = {name: self._usable(routing) for name, routing in seen.items()}
         self.read_at = time.monotonic()
 

@@ -123,7 +123,7 @@ def test_tombstones_are_read_at_once_when_the_pointer_moves_and_else_every_secon
     ledger.set(Routing("helpdesk", TWO, 2))
     router.poll()
     assert router.tombstones("helpdesk") == {"gone"} and ledger.tombstone_reads == 2
-    router._tombstones_at -= 2
+    router._slow_at -= 2
     ledger.buried = {"helpdesk": frozenset({"gone", "also"})}
     router.poll()
     assert router.tombstones("helpdesk") == {"gone", "also"}
