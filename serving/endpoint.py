@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from data.records import Chunk, Decoding, Filter, Hit, Model, Release, as_json, 
 from data.requests import RequestLog
 from serving import rag
 from serving.app import Parts, create_app
+from serving.keys import valid
 from serving.refused import Refused
 from serving.replica import STARTABLE, app_name, statuses, worker_environment
 from serving.rerank import permitted
@@ -47,7 +48,7 @@ class Endpoint:
         self.requests = RequestLog(chosen.requests)
         self.ledger = Ledger(chosen.ledger)
         self.instead: dict[str, Index] = {}  # by release: whole indexes that stand in for damaged ones
-        self.router = Router(self.ledger, self.warm)
+        self.router = Router(self.ledger, self.warm, partial(valid, self.ledger))
         self.router.start()
 
     def __serve_build_asgi_app__(self):

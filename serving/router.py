@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import SQLAlchemyError
 
 from data.records import Release
-from serving import keys
 from settings import settings
 
 if TYPE_CHECKING:
     from data.ledger import Ledger, Routing
+    from serving.keys import Key
 
 log = logging.getLogger("perennial.router")
 
@@ -41,14 +41,20 @@ class Router:
     """The routing of every assistant, as last read from the ledger; what was read last stays when it can not be read.
 
     `warm(release)` is called before a release is routed to for the first time (it opens the index). When it raises,
-    the assistant keeps its previous routing, so a damaged index never replaces one that works.
+    the assistant keeps its previous routing, so a damaged index never replaces one that works. `read_keys()` gives the
+    keys of the endpoint, by the sha256 of their secrets.
     """
 
-    def __init__(self, ledger: Ledger, warm: Callable[[Release], None] = lambda release: None):
-        self.ledger, self.warm = ledger, warm
+    def __init__(
+        self,
+        ledger: Ledger,
+        warm: Callable[[Release], None] = lambda release: None,
+        read_keys: Callable[[], dict[str, Key]] = dict,
+    ):
+        self.ledger, self.warm, self.read_keys = ledger, warm, read_keys
         self.routings: dict[str, Routing] = {}
         self.buried: dict[str, frozenset[str]] = {}
-        self.keys: dict[str, keys.Key] = {}
+        self.keys: dict[str, Key] = {}
         self.read_at: float | None = None
         self._slow_at = 0.0
         self._warmed: set[str] = set()
@@ -81,7 +87,7 @@ class Router:
             moved = [name for name, routing in seen.items() if self._seq(name) != routing.live_seq]
             every = time.monotonic() - self._slow_at >= SLOW_POLL_S
             buried = {name: self.ledger.tombstones(name) for name in (seen if every else moved)}
-            self.keys = keys.valid(self.ledger) if every else self.keys
+            self.keys = self.read_keys() if every else self.keys
         except UNREADABLE as error:
             log.warning("the ledger can not be read, routing stays as it is: %s", error)
             return

@@ -1,12 +1,15 @@
 """What a `response_format` may ask for: the part of JSON Schema that decoding can be held to without risk.
 
 OpenVINO GenAI (xgrammar) compiles a schema inside the step that serves everybody, and a schema that it cannot read ends
-the engine. So only keywords of known cost pass, and they are those of OpenAI's structured outputs (API guide).
+the engine: an unknown type or a quote in a property's name do, and 200 long values held everybody up for a minute. So
+only what is of known cost passes; the keywords are those of OpenAI's structured outputs (API guide).
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 
 from serving.refused import Refused
 
@@ -14,15 +17,24 @@ ANYTHING = {"type": "object"}
 """What `{"type": "json_object"}` asks for."""
 NOTES = frozenset(("title", "description", "default", "examples", "$schema", "$comment", "$defs", "definitions"))
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-DEEPEST, MOST_NODES, MOST_VALUES, LONGEST = 8, 100, 200, 200
+NAME = re.compile(r"[\w.-]{1,64}\Z")
+VALUE = re.compile(r"[^\"\\\x00-\x1f\x7f]{0,64}\Z")
+"""Quotes and backslashes can break the grammar made of them; ten values of 190 characters took seconds to compile."""
+DEEPEST, MOST_NODES, MOST_VALUES, MOST_CHARACTERS = 8, 100, 200, 2000
 
 
 def checked(schema: object) -> str:
     """`schema` as JSON text without notes and references. Raises Refused 400 that names what is not offered."""
-    nodes = 0
+    nodes = characters = 0
 
     def refuse(place: str, why: str) -> Refused:
         return Refused(400, f"Invalid schema at '{place[:200]}': {why}", param="response_format")
+
+    def spell(text: str, place: str) -> None:
+        nonlocal characters
+        characters += len(text)
+        if characters > MOST_CHARACTERS:
+            raise refuse(place, f"names and values have more than {MOST_CHARACTERS} characters together")
 
     def node(given: object, place: str, depth: int) -> dict:
         nonlocal nodes
@@ -66,18 +78,21 @@ def checked(schema: object) -> str:
         properties, required = kept.pop("properties", {}), kept.pop("required", [])
         if (more := kept.pop("additionalProperties", not properties)) not in (True, False):
             raise refuse(place, "'additionalProperties' is true or false")
-        if not isinstance(properties, dict) or any(len(name) > LONGEST for name in properties):
-            raise refuse(place, f"'properties' are schemas by name, a name has at most {LONGEST} characters")
+        if not isinstance(properties, dict) or not all(map(NAME.match, properties)):
+            raise refuse(place, "'properties' are schemas by name; a name is 1 to 64 letters, digits, '_', '-' or '.'")
         if not isinstance(required, list) or not all(isinstance(name, str) and name in properties for name in required):
             raise refuse(place, "'required' lists names of properties")
+        for name in properties:
+            spell(name, place)
         made = {name: node(one, f"{place}.{name}", depth + 1) for name, one in properties.items()}
         return {"properties": made, "required": required, "additionalProperties": more} if made else {}
 
     def values(kept: dict, place: str) -> list:
         listed = [kept["const"]] if "const" in kept else kept["enum"]
-        plain = isinstance(listed, list) and all(one is None or isinstance(one, (str, int, float)) for one in listed)
-        if not plain or not 0 < len(listed) <= MOST_VALUES or any(len(str(one)) > LONGEST for one in listed):
-            raise refuse(place, f"1 to {MOST_VALUES} texts or numbers of at most {LONGEST} characters")
+        if not isinstance(listed, list) or not 0 < len(listed) <= MOST_VALUES or not all(map(_plain, listed)):
+            raise refuse(place, f"1 to {MOST_VALUES} numbers or texts of at most 64 characters, without quotes")
+        for one in listed:
+            spell(str(one), place)
         return listed
 
     def resolved(kept: dict, place: str) -> object:
@@ -91,3 +106,8 @@ def checked(schema: object) -> str:
         return held[parts[2]]
 
     return json.dumps(node(schema, "schema", 1), ensure_ascii=False)
+
+
+def _plain(value: object) -> bool:
+    finite = not isinstance(value, float) or math.isfinite(value)
+    return finite and (value is None or isinstance(value, str | int | float)) and bool(VALUE.match(str(value)))
