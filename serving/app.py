@@ -156,6 +156,7 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
             await while_connected(request, exhaust(deltas))
         except BaseException:
             leave()
+            spend(0, 0.0)
             raise
         return JSONResponse(ex.completion(exchange, created))
 

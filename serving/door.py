@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from serving.keys import ADMIN, ANYONE, PREFIX, Key, digest
+from serving.keys import ADMIN, ANYONE, NOBODY, PREFIX, Key, digest
 from serving.limits import Budgets, Rate, Throttle, rate_headers
 from serving.refused import Refused
 from serving.wire import refusal
@@ -18,7 +18,7 @@ from settings import Settings
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z", re.ASCII)
 SCOPE_OF = {"/v1/feedback": "feedback", "/review": "review", "/v1/review": "review", "/metrics": "admin"}
 """Path -> the scope that it and what lies below it need; every other path needs `ask`."""
-PAGES = ("/ask", "/review")
+PAGES = ("/ask",)
 """Pages without any data in them: a browser brings no key along when it opens one. They ask for it themselves."""
 
 
@@ -44,7 +44,7 @@ class Door:
         asked = headers.get("x-request-id", "")
         added = {"x-request-id": asked if REQUEST_ID.match(asked) else uuid.uuid4().hex}
         state = scope.setdefault("state", {})
-        state.update(request_id=added["x-request-id"], key=ANYONE)
+        state.update(request_id=added["x-request-id"], key=NOBODY)
 
         async def named(message):
             if message["type"] == "http.response.start":
@@ -52,12 +52,12 @@ class Door:
                 message["headers"] = [*message.get("headers", ()), *more]
             await send(message)
 
-        key = ANYONE
+        key = NOBODY
         try:
             address = (scope.get("client") or ("unknown",))[0]
             if not (scope["method"] == "GET" and scope["path"] in PAGES):
                 state["key"] = key = self.key(headers, address)
-            self.permit(key, scope["path"])
+                self.permit(key, scope["path"])
             if key.requests_per_minute:
                 added |= rate_headers(key.requests_per_minute, *self.rate.take(key.id, key.requests_per_minute))
             if self.per_address and key is not ADMIN:

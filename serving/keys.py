@@ -54,6 +54,8 @@ class Key(Record):
 
 ANYONE = Key("", None, scopes=SCOPES)
 """Who asks without a key, where none is needed: on this machine alone."""
+NOBODY = Key("", None, scopes=())
+"""Who has not shown a key yet: reads a page without data, and may do nothing."""
 ADMIN = Key("settings", "api_key", scopes=SCOPES)
 """The one key of the settings (PERENNIAL_API_KEY), which our own processes use too."""
 

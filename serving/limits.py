@@ -48,11 +48,14 @@ class Budgets:
         self._day, self._used = -1, {}
 
     def hold(self, key: Key, tokens: int) -> Callable[[int, float], None]:
-        """Set `tokens` aside for an answer; returns what takes the real tokens and cost instead, to be called once.
+        """Set `tokens` aside for an answer; returns what takes the real tokens and cost instead (once, as the first
+        call says).
 
         Raises Refused 429 until midnight when the day's budget is spent. Requests under way count with what was set
         aside, so many at once do not pass an almost empty budget.
         """
+        if not (key.tokens_per_day or key.cost_per_day):
+            return lambda really, cost: None
         self._turn()
         used = self._used.setdefault(key.id, [0, 0.0])
         if (key.tokens_per_day and used[0] >= key.tokens_per_day) or (key.cost_per_day and used[1] >= key.cost_per_day):
@@ -60,10 +63,14 @@ class Budgets:
             message = f"The budget of {key.id} for today is spent; it is renewed at midnight UTC"
             raise Refused(429, message, "insufficient_quota", code="insufficient_quota", retry_after=left)
         used[0] += tokens
+        settled = False
 
         def settle(really: int, cost: float) -> None:
-            used[0] += really - tokens
-            used[1] += cost
+            nonlocal settled
+            if not settled:
+                settled = True
+                used[0] += really - tokens
+                used[1] += cost
 
         return settle
 

@@ -18,10 +18,8 @@ SECONDS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 60.0)
 
 def cost(row: Logged, prices: Settings) -> float:
     """What a request cost, estimated from its tokens and the settings' prices per million of them."""
-    read, written = (
-        row.prompt_tokens * prices.price_prompt_million,
-        row.completion_tokens * prices.price_completion_million,
-    )
+    read = row.prompt_tokens * prices.price_prompt_million
+    written = row.completion_tokens * prices.price_completion_million
     return (read + written) / 1e6
 
 

@@ -53,6 +53,7 @@ def test_a_spent_budget_is_refused_until_midnight_and_what_the_log_knows_counts(
     settle = budgets.hold(key, 64)
     assert refused(budgets.hold, key, 64).retry_after == limits.DAY // 2, "what is under way counts as set aside"
     settle(30, 0.0)
+    settle(0, 0.0)
     assert budgets.headers(key)["x-ratelimit-remaining-tokens"] == "20"
     assert budgets.hold(key, 64)
     clock.now += limits.DAY
