@@ -20,7 +20,7 @@ class Settings(BaseSettings):
 
     home: Path = Field(ROOT / ".perennial", description="folder of all local state")
     host: str = Field("127.0.0.1", description="address of the endpoint; beyond loopback an api_key is required")
-    api_key: str | None = Field(None, description="bearer key of the endpoint; needed when host is not loopback")
+    api_key: str | None = Field(None, description="admin key of the endpoint; more are made by python -m serving.keys")
     endpoint_port: int = 8000
     prefect_port: int = 4200
     mlflow_port: int = 5000
@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     training_workers: int = Field(2, description="Ray Train workers")
     training_gpu: bool = Field(False, description="one GPU per training worker")
     price_cpu_hour: float = Field(0.04, description="what an hour of one processor costs, for cost estimates")
+    price_prompt_million: float = Field(0.02, description="what a million prompt tokens cost, for budgets and totals")
+    price_completion_million: float = Field(0.10, description="what a million completion tokens cost, likewise")
     price_gpu_hour: float = Field(2.5, description="what an hour of one GPU costs, for cost estimates")
     judge_url: str | None = Field(None, description="OpenAI-compatible endpoint of a judge (…/v1); none: no judge")
     judge_model: str | None = Field(None, description="the judge's model; needed with judge_url")
@@ -46,6 +48,7 @@ class Settings(BaseSettings):
     judge_price_output: float = Field(10.0, description="what a million tokens written by the judge cost")
     judge_rubric: str = Field("", description="the team's own criteria, judged by DeepEval's G-Eval; '' for none")
     request_timeout_s: float = 60.0
+    address_requests_per_minute: int = Field(0, description="most requests of one address in a minute; 0 for no limit")
     max_queued: int = Field(128, description="requests in the endpoint at once; more get 429 with Retry-After")
 
     @field_validator("home")

@@ -12,6 +12,7 @@ import types
 import typing
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import ClassVar
 
 
 def digest(*parts: object) -> str:
@@ -382,6 +383,14 @@ class Decoding(Record):
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    json_schema: ClassVar[str] = ""
+
+
+@dataclass(frozen=True)
+class Constrained(Decoding):
+    """Decoding of one request: the release's, and the JSON schema that the answer has to follow, '' for none."""
+
+    json_schema: str = ""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,13 @@ requests = sa.Table(
     sa.Column("total_s", sa.Float),
     sa.Column("status", sa.Integer),
     sa.Column("error", sa.Text),
+    sa.Column("key", sa.String, index=True),
+    sa.Column("tenant", sa.String),
+    sa.Column("cost", sa.Float),
+    sa.Column("flags", sa.JSON),
 )
+TOTALLED = ("key", "user", "tenant", "assistant", "release")
+"""By what requests can be added up."""
 
 
 @dataclass
@@ -59,7 +65,9 @@ class Logged:
     `arm`: live | canary | pinned. `source`: user | smoke | canary | probe. `cited` and `chunks` are chunk ids, `scores`
     their fused scores, `similarity` the best cosine, `embedding` the question's vector as little-endian float16.
     `queue_s` is from arrival to the start of retrieval, `engine_s` from submission to the engine's last token,
-    `first_token_s` and `total_s` from arrival. `status` is the HTTP status, 499 when the client went away.
+    `first_token_s` and `total_s` from arrival. `status` is the HTTP status, 499 when the client went away. `key` is the
+    id of the key it came with, '' without one, `tenant` the key's; `cost` is by the settings' prices; `flags` are what
+    serving/screens found.
     """
 
     response: str
@@ -87,6 +95,17 @@ class Logged:
     total_s: float | None = None
     status: int = 200
     error: str = ""
+    key: str = ""
+    tenant: str = ""
+    cost: float = 0.0
+    flags: tuple[str, ...] = ()
+
+    @property
+    def token_s(self) -> float | None:
+        """Seconds per completion token after the first one; None where there is no second."""
+        if None in (self.first_token_s, self.total_s) or self.completion_tokens < 2:
+            return None
+        return (self.total_s - self.first_token_s) / (self.completion_tokens - 1)
 
 
 class RequestLog:
@@ -99,6 +118,7 @@ class RequestLog:
         if self.engine.dialect.name == "sqlite":
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
         metadata.create_all(self.engine)
+        _add_columns(self.engine)
         self.lost = 0
         self._waiting: queue.Queue[Logged | None] = queue.Queue(WAITING_ROWS)
         self._recent: dict[str, Logged] = {}  # not yet in the database, by response id
@@ -204,6 +224,14 @@ class RequestLog:
             found += self._rows(chosen.order_by(requests.c.id))
         return found
 
+    def totals(self, by: str, since: float) -> list[dict]:
+        """Per value of the column `by` (one of TOTALLED): requests, tokens, engine seconds and cost since that time."""
+        c = requests.c
+        summed = [c.prompt_tokens, c.completion_tokens, c.engine_s, c.cost]
+        columns = [c[by], sa.func.count().label("requests")]
+        columns += [sa.func.coalesce(sa.func.sum(column), 0).label(column.name) for column in summed]
+        return self._rows(sa.select(*columns).where(c.at >= since).group_by(c[by]).order_by(c[by]))
+
     def _rows(self, query) -> list[dict]:
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
@@ -222,6 +250,23 @@ class RequestLog:
     def _delete(self, condition) -> int:
         with self.engine.begin() as connection:
             return connection.execute(requests.delete().where(condition)).rowcount
+
+
+def _add_columns(engine: sa.Engine) -> None:
+    """Add what a log from an earlier version lacks; its rows have nothing there."""
+
+    def missing() -> list[sa.Column]:
+        known = {column["name"] for column in sa.inspect(engine).get_columns(requests.name)}
+        return [column for column in requests.columns if column.name not in known]
+
+    for column in missing():
+        try:
+            with engine.begin() as connection:
+                kind = column.type.compile(engine.dialect)
+                connection.execute(sa.DDL(f'ALTER TABLE {requests.name} ADD COLUMN "{column.name}" {kind}'))
+        except sa.exc.DBAPIError:
+            if column in missing():  # else another process was first
+                raise
 
 
 def _prepare_sqlite(connection, _record) -> None:

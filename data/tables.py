@@ -138,3 +138,18 @@ tombstones = sa.Table(
     sa.Column("assistant", sa.String, primary_key=True),
     sa.Column("chunk", sa.String, primary_key=True),
 )
+keys = sa.Table(
+    "keys",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("hash", sa.String, unique=True, nullable=False),
+    sa.Column("owner", sa.String),
+    sa.Column("tenant", sa.String, nullable=False),
+    sa.Column("scopes", sa.JSON),
+    sa.Column("labels", sa.JSON),
+    sa.Column("requests_per_minute", sa.Integer, nullable=False),
+    sa.Column("tokens_per_day", sa.Integer, nullable=False),
+    sa.Column("cost_per_day", sa.Float, nullable=False),
+    sa.Column("at", sa.Float),
+    sa.Column("revoked_at", sa.Float),
+)

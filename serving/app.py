@@ -4,39 +4,57 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
-import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from data.ledger import Ledger
-from data.records import Release
+from data.records import Chunk, Filter, Release
 from data.redaction import redact
 from data.requests import Logged, RequestLog
+from serving import ask, guard, review
 from serving import exchange as ex
-from serving import guard, review
-from serving.guard import Chat, Refused
-from serving.metering import Admission, Meters
-from serving.router import UNREADABLE, NoRelease, Router
+from serving.door import Door
+from serving.guard import Chat
+from serving.keys import Key
+from serving.limits import Budgets
+from serving.metering import Admission, Meters, cost
+from serving.refused import Refused
+from serving.router import UNREADABLE, UNUSABLE, NoRelease, Router
+from serving.wire import events, exhaust, read_body, refusal, while_connected
 from settings import Settings
 
 log = logging.getLogger("perennial.endpoint")
 
-REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z", re.ASCII)
-BODY_TIMEOUT_S = 15.0
 SOURCES = ("smoke", "canary", "probe")
-KEY_OWNER = "api_key"
-"""Who owns the one key of the settings. Everyone who holds it is one voice among those that give feedback."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the app is put together from. Nothing in it knows Ray.
+
+    `section`: release, chunk id, tombstones, what its asker may see -> the chunks of its section, [] for none; called
+    in a thread. `add_feedback`: as Ledger.add_feedback.
+    """
+
+    router: Router
+    generate: ex.Generate
+    find: ex.Find
+    section: Callable[[Release, str, frozenset[str], Filter], list[Chunk]]
+    requests: RequestLog
+    add_feedback: Callable[..., object]
+    ledger: Ledger
 
 
 class FeedbackRequest(BaseModel):
@@ -50,23 +68,15 @@ class FeedbackRequest(BaseModel):
     user: Annotated[str, Field(max_length=256)] | None = None
 
 
-def create_app(
-    router: Router,
-    generate: ex.Generate,
-    find: ex.Find,
-    requests: RequestLog,
-    add_feedback: Callable[..., object],
-    chosen: Settings,
-    token: str,
-    threads: Executor,
-    ledger: Ledger,
-) -> FastAPI:
-    """The endpoint's app. Nothing in it knows Ray: what answers, what finds and what remembers are passed in."""
+def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) -> FastAPI:
+    """The endpoint's app. `token`: with it our own processes may pin a release (router.internal_token)."""
     app = FastAPI(title="Perennial", docs_url=None, redoc_url=None, openapi_url=None)
-    meters = Meters()
+    router, requests = parts.router, parts.requests
+    meters, budgets = Meters(), Budgets(lambda since: requests.totals("key", since))
     admission = Admission(chosen.max_queued, meters.in_flight)
-    app.add_middleware(Door, api_key=chosen.api_key)
-    app.include_router(review.routes(ledger, read_body))
+    app.add_middleware(Door, keys=lambda: router.keys, chosen=chosen, budgets=budgets)
+    app.include_router(ask.page())
+    app.include_router(review.routes(parts.ledger))
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
@@ -77,6 +87,11 @@ def create_app(
     async def not_routed(request: Request, error: HTTPException) -> JSONResponse:
         what, code = str(error.detail), str(error.detail).lower().replace(" ", "_")
         return await refused(request, Refused(error.status_code, f"{what}: {request.method}", code=code))
+
+    @app.exception_handler(RequestValidationError)
+    async def misread(request: Request, error: RequestValidationError) -> JSONResponse:
+        name, why = error.errors()[0]["loc"][-1], error.errors()[0]["msg"]
+        return await refused(request, Refused(400, f"Invalid '{name}': {why}", param=str(name)))
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
@@ -115,27 +130,51 @@ def create_app(
         release, arm = await route(router, asked, response, pinned)
         guard.check(asked, release.guard)
         decoding = guard.decoding(asked, release)
+        key: Key = request.state.key
         leave = admission.enter()
+        try:
+            spend = budgets.hold(key, decoding.max_new_tokens)
+        except Refused:
+            leave()
+            raise
 
         def settle(row: Logged) -> None:
+            row.cost = cost(row, chosen)
+            spend(row.prompt_tokens + row.completion_tokens, row.cost)
             leave()
             requests.write(row)
             meters.count(row)
 
         question = redact(asked.question).text if release.guard.redact_log else asked.question
         row = Logged(response, time.time(), release.assistant, release.id, arm, source, asked.request.user, question)
-        exchange = ex.Exchange(asked, release, decoding, row, arrived, chosen.request_timeout_s, settle)
-        deltas = exchange.deltas(generate, find, router.tombstones(release.assistant), threads)
+        row.key, row.tenant = key.id, key.tenant
+        allowed = asked.narrows(key.sees)
+        exchange = ex.Exchange(asked, release, decoding, allowed, row, arrived, chosen.request_timeout_s, settle)
+        deltas = exchange.deltas(parts.generate, parts.find, router.tombstones(release.assistant), threads)
         try:
             if asked.request.stream:
                 # The first piece is awaited here, so that what goes wrong before it has an HTTP status of its own.
                 first = await while_connected(request, anext(deltas, ""))
                 return StreamingResponse(events(exchange, created, first, deltas), media_type="text/event-stream")
-            await while_connected(request, _exhaust(deltas))
+            await while_connected(request, exhaust(deltas))
         except BaseException:
             leave()
+            spend(0, 0.0)
             raise
         return JSONResponse(ex.completion(exchange, created))
+
+    @app.get("/v1/sections/{chunk}")
+    async def section(request: Request, chunk: str, model: str, user: str = "") -> dict:
+        release, _ = resolve(router, model, user)
+        asked = (release, chunk, router.tombstones(release.assistant), request.state.key.sees)
+        try:
+            held = await asyncio.get_running_loop().run_in_executor(threads, parts.section, *asked)
+        except UNUSABLE as error:
+            message = "The documents of this release can not be read now"
+            raise Refused(503, message, "server_error", code="index_unavailable", retry_after=5) from error
+        if not held:
+            raise Refused(404, "The documents no longer hold this passage", param="chunk", code="section_not_found")
+        return ask.section(held, release)
 
     @app.post("/v1/feedback")
     async def feedback(request: Request) -> dict:
@@ -144,15 +183,16 @@ def create_app(
             raise Refused(400, "Feedback needs a rating (1 or -1), an edit or a comment", param="rating")
         try:
             row = await asyncio.to_thread(requests.find, said.response_id)
-            if row is None:
+            key: Key = request.state.key
+            if row is None or not (key.tenant == (row["tenant"] or "") or key.may("admin")):
                 message = f"No answer with id {said.response_id[:80]!r} is in the request log"
                 raise Refused(404, message, param="response_id", code="response_not_found")
             about, user = (row["assistant"], row["release"], said.response_id), said.user or row["user"]
             # An edit may become a training text, like a document: what an organisation publishes on purpose stays
             edit = redact(said.edit, public=True).text if said.edit else None
             comment = redact(said.comment).text if said.comment else None
-            whose = (user, request.state.owner, row["question"], row["answer"], row["chunks"] or ())
-            await asyncio.to_thread(add_feedback, *about, said.rating, edit, comment, *whose)
+            whose = (user, key.owner, row["question"], row["answer"], row["chunks"] or ())
+            await asyncio.to_thread(parts.add_feedback, *about, said.rating, edit, comment, *whose)
         except SQLAlchemyError as error:
             message = "The feedback could not be stored; send it again"
             raise Refused(503, message, "server_error", code="ledger_unavailable", retry_after=5) from error
@@ -162,24 +202,6 @@ def create_app(
 
 
 # --- one request ------------------------------------------------------------------------------
-
-
-async def read_body(request: Request) -> bytes:
-    """The body, refused with 413 as soon as it is known to be too long and 408 when it does not come."""
-    too_long = Refused(413, f"The body is longer than {guard.MAX_BODY_BYTES} bytes", code="body_too_large")
-    length = request.headers.get("content-length", "0")
-    if length.isascii() and length.isdigit() and int(length[:20]) > guard.MAX_BODY_BYTES:
-        raise too_long
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for block in request.stream():
-                body += block
-                if len(body) > guard.MAX_BODY_BYTES:
-                    raise too_long
-    except TimeoutError:
-        raise Refused(408, f"The body was not complete after {BODY_TIMEOUT_S:g} s", code="body_timeout") from None
-    return bytes(body)
 
 
 def internal(request: Request, token: str) -> tuple[str | None, str]:
@@ -196,20 +218,26 @@ def internal(request: Request, token: str) -> tuple[str | None, str]:
 async def route(router: Router, asked: Chat, response: str, pinned: str | None) -> tuple[Release, str]:
     """The release for this request and its arm; Refused 404 or 503 when there is none."""
     name, sticky = asked.request.model, asked.request.user or response
+    if not pinned:
+        return resolve(router, name, sticky)
     try:
-        if pinned:
-            return await asyncio.to_thread(router.resolve, name, sticky, pinned)
+        return await asyncio.to_thread(router.resolve, name, sticky, pinned)
+    except KeyError:
+        raise Refused(404, f"There is no release {pinned[:80]!r}", code="release_not_found") from None
+    except ValueError as error:
+        raise Refused(400, str(error), code="wrong_release") from None
+    except UNREADABLE as error:
+        raise Refused(503, "The ledger can not be read now", "server_error", code="ledger_unavailable") from error
+
+
+def resolve(router: Router, name: str, sticky: str) -> tuple[Release, str]:
+    """The release that answers `sticky` and its arm; Refused 404 or 503 when there is none."""
+    try:
         return router.resolve(name, sticky)
     except NoRelease as error:
         raise Refused(503, f"Not ready: {error}", "server_error", code="no_live_release", retry_after=5) from None
     except KeyError as error:
-        if pinned:
-            raise Refused(404, f"There is no release {pinned[:80]!r}", code="release_not_found") from None
         raise unknown_model(router, name) from error
-    except UNREADABLE as error:
-        if isinstance(error, ValueError):
-            raise Refused(400, str(error), code="wrong_release") from None
-        raise Refused(503, "The ledger can not be read now", "server_error", code="ledger_unavailable") from error
 
 
 def unknown_model(router: Router, name: str) -> Refused:
@@ -220,94 +248,3 @@ def unknown_model(router: Router, name: str) -> Refused:
 
 def listed(name: str) -> dict:
     return {"id": name, "object": "model", "created": 0, "owned_by": "perennial"}
-
-
-async def while_connected(request: Request, work: Awaitable):
-    """What `work` returns; when the client goes away first, `work` is cancelled and Refused 499 raised."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Refused(499, "The client went away", code="client_closed_request")
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _exhaust(deltas: AsyncIterator[str]) -> None:
-    async for _ in deltas:
-        pass
-
-
-async def events(exchange: ex.Exchange, created: int, first: str, deltas: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Server-sent events: role, text as it comes, then the finish reason with `citations`, usage if asked for, [DONE].
-
-    An error after the first piece can have no status any more: it is sent as an event, and the stream ends.
-    """
-    more = {"usage": None} if exchange.chat.include_usage else {}
-    try:
-        yield _event(ex.chunk(exchange, created, {"role": "assistant", "content": first}, **more))
-        async for text in deltas:
-            yield _event(ex.chunk(exchange, created, {"content": text}, **more))
-    except Refused as error:
-        yield _event(error.body())
-        return
-    finally:
-        await deltas.aclose()
-    answer = exchange.answer
-    found = {"citations": ex.citations(answer), "retrieval_scores": ex.scores(answer)}
-    yield _event(ex.chunk(exchange, created, {}, answer.generation.finish_reason, **found, **more))
-    if exchange.chat.include_usage:
-        yield _event(ex.chunk(exchange, created, {}) | {"choices": [], "usage": ex.usage(exchange.row)})
-    yield "data: [DONE]\n\n"
-
-
-def _event(data: dict) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-def refusal(error: Refused) -> JSONResponse:
-    headers = {"retry-after": str(error.retry_after)} if error.retry_after else {}
-    return JSONResponse(error.body(), error.status, headers)
-
-
-class Door:
-    """ASGI middleware: the key on every route, known or not, and an `x-request-id` on every answer.
-
-    Only the page of the review queue is without: it holds nothing, and asks for the key.
-
-    What comes through has the owner of its key in `state.owner`, None where no key is asked for.
-    """
-
-    def __init__(self, app, api_key: str | None):
-        self.app, self.throttle = app, guard.Throttle()
-        self.expected = f"Bearer {api_key}".encode() if api_key else None
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            if scope["type"] == "websocket":
-                return await send({"type": "websocket.close", "code": 1008})
-            return await self.app(scope, receive, send)
-        headers = dict(scope["headers"])
-        asked = headers.get(b"x-request-id", b"").decode("latin-1")
-        request_id = asked if REQUEST_ID.match(asked) else uuid.uuid4().hex
-        scope.setdefault("state", {}).update(request_id=request_id, owner=KEY_OWNER if self.expected else None)
-
-        async def named(message):
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        page = scope["method"] == "GET" and scope["path"] == review.PATH
-        if self.expected and not page and not hmac.compare_digest(headers.get(b"authorization", b""), self.expected):
-            try:
-                self.throttle.failed((scope.get("client") or ("unknown",))[0])
-            except Refused as error:
-                return await refusal(error)(scope, receive, named)
-        await self.app(scope, receive, named)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import cache, partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from data.ledger import Ledger
-from data.records import Decoding, Hit, Model, Release, as_json, digest
+from data.records import Chunk, Decoding, Filter, Hit, Model, Release, as_json, digest
 from data.requests import RequestLog
 from serving import rag
-from serving.app import create_app
-from serving.guard import Refused
+from serving.app import Parts, create_app
+from serving.keys import valid
+from serving.refused import Refused
 from serving.replica import STARTABLE, app_name, statuses, worker_environment
+from serving.rerank import permitted
 from serving.router import Router, internal_token
 from settings import ROOT, settings
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 NAME = "endpoint"
+T = TypeVar("T")
 THREADS = 2
 
 
@@ -45,12 +48,13 @@ class Endpoint:
         self.requests = RequestLog(chosen.requests)
         self.ledger = Ledger(chosen.ledger)
         self.instead: dict[str, Index] = {}  # by release: whole indexes that stand in for damaged ones
-        self.router = Router(self.ledger, self.warm)
+        self.router = Router(self.ledger, self.warm, partial(valid, self.ledger))
         self.router.start()
 
     def __serve_build_asgi_app__(self):
-        parts = (self.router, self.generate, self.find, self.requests, self.ledger.add_feedback)
-        return create_app(*parts, settings(), internal_token(), self.threads, self.ledger)
+        answering = (self.router, self.generate, self.find, self.section)
+        parts = Parts(*answering, self.requests, self.ledger.add_feedback, self.ledger)
+        return create_app(parts, settings(), internal_token(), self.threads)
 
     def __del__(self):
         if hasattr(self, "router"):
@@ -100,16 +104,31 @@ class Endpoint:
         raise damage
 
     def find(
-        self, release: Release, question: str, before: str, tombstones: frozenset[str]
+        self, release: Release, question: str, before: str, tombstones: frozenset[str], allowed: Filter = Filter()
     ) -> tuple[tuple[Hit, ...], np.ndarray]:
+        asked = (self.embedder, question, before, release.retrieval, tombstones, allowed)
+        return self.reading(release, lambda index: rag.retrieve_turn(index, *asked))
+
+    def section(self, release: Release, chunk: str, tombstones: frozenset[str], allowed: Filter) -> list[Chunk]:
+        """The chunks of the section that holds the chunk with this id, as far as they may be seen; [] for none."""
+
+        def read(index: Index) -> list[Chunk]:
+            held = index.chunk(chunk)
+            if held is None or not permitted(held, tombstones, allowed):
+                return []
+            parts = [part for part in index.section(held) if part.section_hash == held.section_hash]
+            return [part for part in parts if permitted(part, tombstones, allowed)]
+
+        return self.reading(release, read)
+
+    def reading(self, release: Release, read: Callable[[Index], T]) -> T:
+        """What `read` makes of the release's index, or of the one that stands in for it."""
         from data.store import IndexDamaged, open_index
 
         try:
-            index = self.instead.get(release.id) or open_index(release.index)
-            return rag.retrieve_turn(index, self.embedder, question, before, release.retrieval, tombstones)
+            return read(self.instead.get(release.id) or open_index(release.index))
         except IndexDamaged as error:
-            index = self.fall_back(release, error)
-            return rag.retrieve_turn(index, self.embedder, question, before, release.retrieval, tombstones)
+            return read(self.fall_back(release, error))
 
     async def generate(self, model: Model, prompt: str, decoding: Decoding) -> AsyncIterator[dict]:
         """Pieces from the model's application. A replica lost before its first piece is replaced by another, once.

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from data.records import Answer, Decoding, Generation, Hit, Model, Release, as_json
+from data.records import Answer, Decoding, Filter, Generation, Hit, Model, Release, as_json
 from data.redaction import redact
 from data.requests import Logged
-from serving import rag
-from serving.guard import Chat, Refused
+from serving import rag, screens
+from serving.guard import Chat
+from serving.refused import Refused
 from serving.router import UNUSABLE
 
 if TYPE_CHECKING:
@@ -21,17 +23,22 @@ if TYPE_CHECKING:
 
 Generate = Callable[[Model, str, Decoding], AsyncIterator[dict]]
 """Model, prompt, decoding -> pieces as `ModelReplica.stream` yields them; closing it cancels the generation."""
-Find = Callable[[Release, str, str, frozenset[str]], "tuple[tuple[Hit, ...], np.ndarray]"]
-"""Release, question, the one before it or '', tombstones -> hits and the question's unit vector. Called in a thread."""
+Find = Callable[[Release, str, str, frozenset[str], Filter], "tuple[tuple[Hit, ...], np.ndarray]"]
+"""Release, question, the one before it or '', tombstones, what its asker may see -> hits, the question's unit vector.
+Called in a thread."""
 
 
 @dataclass
 class Exchange:
-    """One admitted request. Iterate `deltas` to its end, then `answer` is there; `settle` runs whatever happens."""
+    """One admitted request. Iterate `deltas` to its end, then `answer` is there; `settle` runs whatever happens.
+
+    `allowed`: which chunks may be retrieved for it.
+    """
 
     chat: Chat
     release: Release
     decoding: Decoding
+    allowed: Filter
     row: Logged
     arrived: float
     timeout_s: float
@@ -41,7 +48,7 @@ class Exchange:
     async def deltas(
         self, generate: Generate, find: Find, tombstones: frozenset[str], threads: Executor
     ) -> AsyncIterator[str]:
-        """The answer's text as it is written, citation marks last, joined equal to `rag.content(self.answer)`.
+        """The answer's text as it is written, citation marks last, joined equal to `self.content`.
 
         Raises Refused 504 past the time limit, 503 when the index or the model can not answer now.
         """
@@ -74,18 +81,21 @@ class Exchange:
         deadline = loop.time() + self.timeout_s - (time.perf_counter() - self.arrived)
         question, prompt, row = self.chat.question, self.release.prompt, self.row
         row.queue_s = time.perf_counter() - self.arrived
-        try:
-            async with asyncio.timeout_at(deadline):
-                asked = (self.release, question, self.chat.before, tombstones)
-                hits, vector = await loop.run_in_executor(threads, find, *asked)
-        except UNUSABLE as error:
-            if isinstance(error, TimeoutError):
-                raise
-            message = "The documents of this release can not be searched now"
-            raise Refused(503, message, "server_error", code="index_unavailable", retry_after=5) from error
-        row.retrieval_s = time.perf_counter() - self.arrived - row.queue_s
-        _log_hits(row, hits, vector)
-        if not hits:
+        hits: tuple[Hit, ...] = ()
+        if self.chat.searches:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    asked = (self.release, question, self.chat.before, tombstones, self.allowed)
+                    hits, vector = await loop.run_in_executor(threads, find, *asked)
+            except UNUSABLE as error:
+                if isinstance(error, TimeoutError):
+                    raise
+                message = "The documents of this release can not be searched now"
+                raise Refused(503, message, "server_error", code="index_unavailable", retry_after=5) from error
+            row.retrieval_s = time.perf_counter() - self.arrived - row.queue_s
+            _log_hits(row, hits, vector)
+        row.flags = screens.screen(question, [hit.chunk for hit in hits])
+        if self.chat.searches and not hits:
             self._finish(rag.unanswered(question, prompt))
             yield self.answer.text
             return
@@ -105,28 +115,54 @@ class Exchange:
                     row.first_token_s = time.perf_counter() - self.arrived
                 text, last = text + piece["text"], piece
                 row.completion_tokens, row.prompt_tokens = piece["tokens"], piece["prompt_tokens"]
-                shown = rag.clean(text, final=bool(piece["finish_reason"]))
+                shown = self._shown(text, final=bool(piece["finish_reason"]))
+                leaked = screens.leak(shown, prompt.system)
+                if leaked is not None:
+                    row.flags += ("leak",)
+                    text, last = sent or shown[:leaked] or prompt.abstain, piece | {"finish_reason": "content_filter"}
+                    break
                 if len(shown) > len(sent):
                     yield shown[len(sent) :]
                     sent = shown
         finally:
-            row.answer = self._kept(rag.clean(text))  # what was written so far, also of a request that breaks off
+            row.answer = self._kept(self._shown(text))  # what was written so far, also of a request that breaks off
             await pieces.aclose()
         row.engine_s = time.perf_counter() - submitted
-        if last.get("finish_reason") not in ("stop", "length"):
+        if last.get("finish_reason") not in ("stop", "length", "content_filter"):
             raise Refused(503, "The model stopped before its answer was complete", "server_error", code="interrupted")
         written = Generation(
             text, last["prompt_tokens"], last["tokens"], last["finish_reason"], first_s or 0.0, row.engine_s
         )
-        self._finish(rag.finish(question, written, hits, prompt))
-        if rest := rag.content(self.answer)[len(sent) :]:
+        finished = rag.finish(question, replace(written, text=said(text)), hits, prompt) if self.structured else None
+        self._finish(replace(finished, text=text) if finished else rag.finish(question, written, hits, prompt))
+        if rest := self.content[len(sent) :]:
             yield rest
+
+    @property
+    def structured(self) -> bool:
+        """Whether the answer follows a schema; it is passed on as it was written, without marks."""
+        return bool(self.decoding.json_schema)
+
+    @property
+    def content(self) -> str:
+        """What a client reads, once `answer` is there."""
+        return self.answer.text if self.structured else rag.content(self.answer)
+
+    @property
+    def declined(self) -> bool:
+        """Whether nothing was found for an answer that has to follow a schema: OpenAI's `refusal`, not `content`."""
+        return self.structured and self.answer is not None and self.chat.searches and not self.answer.hits
+
+    def _shown(self, text: str, final: bool = True) -> str:
+        return text if self.structured else rag.clean(text, final)
 
     def _finish(self, answer: Answer) -> None:
         self.answer, row = answer, self.row
         row.answer, row.abstained = self._kept(answer.text), answer.abstained
         row.cited = tuple(citation.chunk for citation in answer.citations)
-        row.grounding = None if answer.abstained else rag.grounding(answer.text, answer.hits)
+        row.grounding = rag.grounding(answer.text, answer.hits) if answer.hits and not answer.abstained else None
+        if screens.ungrounded(answer, row.grounding):
+            row.flags += ("ungrounded",)
 
     def _kept(self, text: str) -> str:
         return redact(text).text if self.release.guard.redact_log else text
@@ -137,6 +173,21 @@ def _log_hits(row: Logged, hits: tuple[Hit, ...], vector: np.ndarray) -> None:
     row.scores = tuple(float(hit.score) for hit in hits)
     row.similarity = max((float(hit.similarity) for hit in hits), default=None)
     row.embedding = vector.astype("<f2").tobytes()
+
+
+def said(structured: str) -> str:
+    """The texts and numbers in a JSON answer, as sentences; the answer itself where it broke off and is no JSON."""
+
+    def leaves(value: object) -> list[str]:
+        if isinstance(value, dict | list):
+            held = value.values() if isinstance(value, dict) else value
+            return [leaf for one in held for leaf in leaves(one)]
+        return [] if value is None or isinstance(value, bool) else [str(value)]
+
+    try:
+        return ". ".join(leaves(json.loads(structured)))
+    except ValueError:
+        return structured
 
 
 # --- what a client reads ----------------------------------------------------------------------
@@ -158,14 +209,14 @@ def scores(answer: Answer) -> list[dict]:
 def usage(row: Logged) -> dict:
     """OpenAI's usage object."""
     total = row.prompt_tokens + row.completion_tokens
-    counted = {"prompt_tokens": row.prompt_tokens, "completion_tokens": row.completion_tokens, "total_tokens": total}
-    return counted
+    return {"prompt_tokens": row.prompt_tokens, "completion_tokens": row.completion_tokens, "total_tokens": total}
 
 
 def completion(exchange: Exchange, created: int) -> dict:
     """The whole answer as OpenAI's chat.completion object."""
     answer, row = exchange.answer, exchange.row
-    message = {"role": "assistant", "content": rag.content(answer), "refusal": None}
+    said_or_declined = (None, exchange.content) if exchange.declined else (exchange.content, None)
+    message = {"role": "assistant"} | dict(zip(("content", "refusal"), said_or_declined, strict=True))
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.generation.finish_reason}
     return {
         "id": row.response,

@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data.records import Decoding, Guard, Release
+from data.records import Constrained, Decoding, Filter, Guard, Release
+from serving.engine import CONSTRAINED
 from serving.rag import HISTORY_MESSAGES
+from serving.refused import Refused
+from serving.schema import ANYTHING, checked
 
 MAX_BODY_BYTES = 1_000_000
-
-
-class Refused(Exception):
-    """A request that is answered with an error, in OpenAI's shape."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        kind: str = "invalid_request_error",
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int | None = None,
-    ):
-        super().__init__(message)
-        self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
-        self.retry_after = retry_after
-
-    def body(self) -> dict:
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 # --- the shape of a request -------------------------------------------------------------------
@@ -62,8 +44,23 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, Any] | None = None
+
+
+class Filters(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    languages: Annotated[list[Annotated[str, Field(pattern=r"^[a-z]{2}$")]], Field(max_length=20)] = []
+    modified_after: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ)?$")] = ""
+
+
 class ChatRequest(BaseModel):
-    """The fields of OpenAI's chat completion request that mean something here (API reference, chat/create)."""
+    """The fields of OpenAI's chat completion request that mean something here (API reference, chat/create).
+
+    Ours are `documents` and `filters`, which narrow what is searched, and `retrieval`, 'off' to search nothing.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow")
     model: str
@@ -77,6 +74,12 @@ class ChatRequest(BaseModel):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: str | list[Annotated[str, Field(min_length=1, max_length=100)]] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    response_format: ResponseFormat | None = None
+    documents: Annotated[list[Annotated[str, Field(max_length=1000)]], Field(min_length=1, max_length=100)] | None = (
+        None
+    )
+    filters: Filters = Filters()
+    retrieval: Literal["on", "off"] = "on"
 
 
 NEUTRAL: dict[str, tuple] = {
@@ -90,7 +93,6 @@ NEUTRAL: dict[str, tuple] = {
     "logit_bias": (None, {}),
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
-    "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
     "web_search_options": (None,),
@@ -118,6 +120,16 @@ class Chat:
     @property
     def include_usage(self) -> bool:
         return bool(self.request.stream_options and self.request.stream_options.include_usage)
+
+    @property
+    def searches(self) -> bool:
+        return self.request.retrieval == "on"
+
+    def narrows(self, sees: Filter) -> Filter:
+        """Of what its asker `sees`, what is searched."""
+        asked = self.request
+        languages, documents = tuple(asked.filters.languages), tuple(asked.documents or ())
+        return replace(sees, documents=documents, languages=languages, modified_after=asked.filters.modified_after)
 
 
 def read_json(body: bytes) -> Any:
@@ -216,34 +228,24 @@ def decoding(chat: Chat, release: Release) -> Decoding:
         seed = asked.seed % 2**32
     else:
         seed = secrets.randbelow(2**32) if asked.temperature else chosen.seed
-    return replace(
-        chosen,
+    return Constrained(
         max_new_tokens=min(chosen.max_new_tokens, limit) if tokens is None else tokens,
         temperature=temperature,
         top_p=chosen.top_p if asked.top_p is None else float(asked.top_p),
         seed=seed,
         stop=stop,
+        json_schema=_schema(asked.response_format, release.model.engine),
     )
 
 
-class Throttle:
-    """Counts bad keys per address. After `limit` of them within `seconds`, an address is told to wait.
-
-    A right key is never throttled. At most `addresses` are remembered, the oldest forgotten first.
-    """
-
-    def __init__(self, limit: int = 20, seconds: float = 60.0, addresses: int = 10_000):
-        self.limit, self.seconds, self.addresses = limit, seconds, addresses
-        self._failures: dict[str, list[float]] = {}
-
-    def failed(self, address: str) -> None:
-        """Count one bad key. Raises Refused 401, or 429 once there have been too many."""
-        now = time.monotonic()
-        recent = [at for at in self._failures.pop(address, ()) if now - at < self.seconds][-self.limit :]
-        self._failures[address] = [*recent, now]
-        while len(self._failures) > self.addresses:
-            del self._failures[next(iter(self._failures))]
-        if len(recent) >= self.limit:
-            message = "Too many wrong API keys from this address"
-            raise Refused(429, message, "rate_limit_error", code="too_many_bad_keys", retry_after=int(self.seconds))
-        raise Refused(401, "Incorrect API key provided", "authentication_error", code="invalid_api_key")
+def _schema(asked: ResponseFormat | None, engine: str) -> str:
+    if asked is None or asked.type == "text":
+        return ""
+    if engine not in CONSTRAINED:
+        message = f"This assistant is served by {engine!r}, which can not be held to JSON; leave 'response_format' out"
+        raise Refused(400, message, param="response_format", code="unsupported_parameter")
+    if asked.type == "json_object":
+        return checked(ANYTHING)
+    if "schema" not in (asked.json_schema or {}):
+        raise Refused(400, "'response_format.json_schema' needs a 'schema'", param="response_format")
+    return checked(asked.json_schema["schema"])

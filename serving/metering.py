@@ -8,24 +8,50 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from data.requests import Logged
-from serving.guard import Refused
+from serving.refused import Refused
+from settings import Settings
 
+FRACTIONS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.4, 0.8)
+TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
 SECONDS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 60.0)
 
 
+def cost(row: Logged, prices: Settings) -> float:
+    """What a request cost, estimated from its tokens and the settings' prices per million of them."""
+    read = row.prompt_tokens * prices.price_prompt_million
+    written = row.completion_tokens * prices.price_completion_million
+    return (read + written) / 1e6
+
+
 class Meters:
-    """The endpoint's metrics, in a registry of their own. Only known assistants become labels."""
+    """The endpoint's metrics, in a registry of their own. Only known assistants, keys and tenants become labels.
+
+    What the field has names for is named so: OpenTelemetry's semantic conventions for generative AI, as its exporter
+    for Prometheus writes them (`gen_ai_server_time_to_first_token_seconds`). The model is the assistant.
+    """
 
     def __init__(self):
         self.registry = CollectorRegistry()
         here = {"registry": self.registry}
         self.requests = Counter("perennial_requests", "Requests answered", ("assistant", "arm", "status"), **here)
         self.errors = Counter("perennial_errors", "Requests answered with an error", ("status",), **here)
-        self.tokens = Counter("perennial_tokens", "Tokens read and written", ("assistant", "kind"), **here)
-        self.abstained = Counter("perennial_abstained", "Answers that say no", ("assistant",), **here)
-        self.seconds = Histogram(
-            "perennial_seconds", "Time by stage", ("assistant", "stage"), buckets=SECONDS, registry=self.registry
+        whose = ("assistant", "key", "tenant")
+        self.tokens = Counter("perennial_tokens", "Tokens read and written", (*whose, "kind"), **here)
+        self.cost = Counter("perennial_cost", "Cost of the tokens, estimated", whose, **here)
+        self.flags = Counter(
+            "perennial_flags", "Requests in which a screen found something", ("assistant", "flag"), **here
         )
+        self.abstained = Counter("perennial_abstained", "Answers that say no", ("assistant",), **here)
+
+        def measured(name: str, what: str, buckets: tuple, *labels: str) -> Histogram:
+            return Histogram(name, what, labels, buckets=buckets, registry=self.registry)
+
+        model = "gen_ai_request_model"
+        self.stages = measured("perennial_seconds", "Time by stage", SECONDS, "assistant", "stage")
+        self.total = measured("gen_ai_server_request_duration_seconds", "Whole request", SECONDS, model)
+        self.first = measured("gen_ai_server_time_to_first_token_seconds", "From arrival", SECONDS, model)
+        self.each = measured("gen_ai_server_time_per_output_token_seconds", "After the first", FRACTIONS, model)
+        self.usage = measured("gen_ai_client_token_usage", "Per request", TOKENS, model, "gen_ai_token_type")
         self.in_flight = Gauge("perennial_in_flight", "Requests in the endpoint", **here)
         self.lost = Gauge("perennial_log_lost", "Rows that the request log had to drop", **here)
         self.routing_age = Gauge("perennial_routing_age_seconds", "Since the ledger was last read", **here)
@@ -33,13 +59,28 @@ class Meters:
     def count(self, row: Logged) -> None:
         """Count one request that an assistant answered or failed to."""
         self.requests.labels(row.assistant, row.arm, str(row.status)).inc()
-        self.tokens.labels(row.assistant, "prompt").inc(row.prompt_tokens)
-        self.tokens.labels(row.assistant, "completion").inc(row.completion_tokens)
+        whose = (row.assistant, row.key, row.tenant)
+        self.cost.labels(*whose).inc(row.cost)
+        for kind, ours, tokens in (
+            ("input", "prompt", row.prompt_tokens),
+            ("output", "completion", row.completion_tokens),
+        ):
+            self.tokens.labels(*whose, ours).inc(tokens)
+            self.usage.labels(row.assistant, kind).observe(tokens)
+        for flag in row.flags:
+            self.flags.labels(row.assistant, flag).inc()
         if row.abstained:
             self.abstained.labels(row.assistant).inc()
-        for stage in ("queue", "retrieval", "engine", "first_token", "total"):
+        for stage in ("queue", "retrieval", "engine"):
             if (seconds := getattr(row, f"{stage}_s")) is not None:
-                self.seconds.labels(row.assistant, stage).observe(seconds)
+                self.stages.labels(row.assistant, stage).observe(seconds)
+        for histogram, seconds in (
+            (self.total, row.total_s),
+            (self.first, row.first_token_s),
+            (self.each, row.token_s),
+        ):
+            if seconds is not None:
+                histogram.labels(row.assistant).observe(seconds)
 
     def render(self) -> tuple[bytes, str]:
         """The metrics in Prometheus' text format, and its content type."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
-from data.records import Decoding, Model, as_json
+from data.records import Constrained, Decoding, Model, as_json
 from settings import environment, settings
 
 COALESCE_S = 0.05  # one message per token costs more than the token (STACK, engines)
@@ -46,7 +46,7 @@ class ModelReplica:
             loop.call_soon_threadsafe(pieces.put_nowait, item)
 
         def pump() -> None:
-            written = self.engine.stream(prompt, Decoding.of(decoding))
+            written = self.engine.stream(prompt, Constrained.of(decoding))
             held, put_at = "", 0.0
             try:
                 for piece in written:

@@ -8,10 +8,6 @@ for (loopback), a request must come from this very origin.
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import re
-from functools import cache
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -25,11 +21,13 @@ from data import reviews
 from data.ledger import Ledger
 from data.reviews import ACTIONS, MOST_ANSWER, MOST_WHO, AlreadySettled, Item
 from serving import guard
-from serving.guard import Refused
+from serving.ask import alone
+from serving.refused import Refused
+from serving.wire import read_body
 
 PATH = "/review"
+FILE = Path(__file__).with_name("pages") / "review.html"
 MOST_SHOWN = 50
-LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 
 
 class Verdict(BaseModel):
@@ -42,13 +40,13 @@ class Verdict(BaseModel):
     golden: bool = False
 
 
-def routes(ledger: Ledger, read_body) -> APIRouter:
-    """The page and its routes. `read_body`: how the endpoint reads a body within its limits."""
-    router = APIRouter()
+def routes(ledger: Ledger) -> APIRouter:
+    """The page and its routes."""
+    router, html = APIRouter(), FILE.read_text()
 
     @router.get(PATH)
     async def page() -> HTMLResponse:
-        return HTMLResponse(html(), headers=page_headers())
+        return HTMLResponse(html, headers=alone(html))
 
     @router.get(f"{PATH}/items")
     async def listed(request: Request) -> dict:
@@ -95,37 +93,14 @@ def shown(one: Item) -> dict:
 
 
 def same_origin(request: Request) -> None:
-    """Refuses 403 what another site's page sends, and, where no key is asked for, another name for this machine.
+    """Refuses 403 what another site's page sends; serving/door.py refuses other names for this machine.
 
     A body must be JSON, which no form of another site can send unasked (Fetch standard, CORS-safelisted types).
     """
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
     elsewhere = origin is not None and urlsplit(origin).netloc != host
     foreign = request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
-    renamed = request.state.owner is None and urlsplit(f"//{host}").hostname not in LOOPBACK_NAMES
-    if elsewhere or foreign or renamed:
+    if elsewhere or foreign:
         raise Refused(403, "The review queue answers its own page alone", "permission_error", code="other_origin")
     if request.method == "POST" and not request.headers.get("content-type", "").startswith("application/json"):
         raise Refused(415, "A verdict is sent as application/json", code="unsupported_media_type")
-
-
-@cache
-def html() -> str:
-    return Path(__file__).with_suffix(".html").read_text()
-
-
-@cache
-def page_headers() -> dict[str, str]:
-    """Only the page's own script and style run, nothing is loaded from anywhere, and no frame shows it."""
-
-    def hashed(tag: str) -> str:
-        text = re.search(rf"<{tag}>(.*?)</{tag}>", html(), re.S)[1]
-        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-    rules = f"default-src 'none'; script-src {hashed('script')}; style-src {hashed('style')}; connect-src 'self'"
-    return {
-        "content-security-policy": f"{rules}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
-        "cache-control": "no-store",
-    }

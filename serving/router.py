@@ -20,11 +20,13 @@ from settings import settings
 
 if TYPE_CHECKING:
     from data.ledger import Ledger, Routing
+    from serving.keys import Key
 
 log = logging.getLogger("perennial.router")
 
 POLL_S = 0.25
-TOMBSTONES_S = 1.0
+SLOW_POLL_S = 1.0
+"""How often tombstones and keys are read; tombstones also when a live pointer moved."""
 UNREADABLE = (SQLAlchemyError, OSError, ValueError, KeyError)
 """What reading the ledger raises when it is away, locked, or holds a record this version can not read."""
 UNUSABLE = (OSError, ValueError, RuntimeError, LookupError)
@@ -39,15 +41,22 @@ class Router:
     """The routing of every assistant, as last read from the ledger; what was read last stays when it can not be read.
 
     `warm(release)` is called before a release is routed to for the first time (it opens the index). When it raises,
-    the assistant keeps its previous routing, so a damaged index never replaces one that works.
+    the assistant keeps its previous routing, so a damaged index never replaces one that works. `read_keys()` gives the
+    keys of the endpoint, by the sha256 of their secrets.
     """
 
-    def __init__(self, ledger: Ledger, warm: Callable[[Release], None] = lambda release: None):
-        self.ledger, self.warm = ledger, warm
+    def __init__(
+        self,
+        ledger: Ledger,
+        warm: Callable[[Release], None] = lambda release: None,
+        read_keys: Callable[[], dict[str, Key]] = dict,
+    ):
+        self.ledger, self.warm, self.read_keys = ledger, warm, read_keys
         self.routings: dict[str, Routing] = {}
         self.buried: dict[str, frozenset[str]] = {}
+        self.keys: dict[str, Key] = {}
         self.read_at: float | None = None
-        self._tombstones_at = 0.0
+        self._slow_at = 0.0
         self._warmed: set[str] = set()
         self._refused: dict[str, float] = {}
         self._stop = threading.Event()
@@ -76,15 +85,16 @@ class Router:
         try:
             seen = self.ledger.live()
             moved = [name for name, routing in seen.items() if self._seq(name) != routing.live_seq]
-            every = time.monotonic() - self._tombstones_at >= TOMBSTONES_S
+            every = time.monotonic() - self._slow_at >= SLOW_POLL_S
             buried = {name: self.ledger.tombstones(name) for name in (seen if every else moved)}
+            self.keys = self.read_keys() if every else self.keys
         except UNREADABLE as error:
             log.warning("the ledger can not be read, routing stays as it is: %s", error)
             return
         # Tombstones first: a release that goes live must not show a chunk that was buried with it for one request.
         self.buried = {name: chunks for name, chunks in (self.buried | buried).items() if name in seen}
         if every:
-            self._tombstones_at = time.monotonic()
+            self._slow_at = time.monotonic()
         self.routings = {name: self._usable(routing) for name, routing in seen.items()}
         self.read_at = time.monotonic()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data import store
-from data.records import IndexVersion, Model, Prompt, Release
+from data.records import Chunk, Filter, IndexVersion, Model, Prompt, Release
 from serving.endpoint import Endpoint
 
 INDEX = IndexVersion("helpdesk", "uri", "t", 1, "sum", "emb", "chunk", 1, 1, "snap")
@@ -77,6 +77,21 @@ def test_an_earlier_index_stands_in_for_a_damaged_one_of_a_live_release_only(end
     for attempt in (endpoint.warm, lambda release: endpoint.find(release, "canary", "", frozenset())):
         with pytest.raises(store.IndexDamaged):
             attempt(candidate)
+
+
+def test_a_section_is_read_as_far_as_its_asker_may_see_it(endpoint):
+    def chunk(part, access="", section_hash="h"):
+        return Chunk(f"c{part}", "a.md", "A", "B", section_hash, f"Part {part}.", part=part, access=access)
+
+    held = {one.id: one for one in (chunk(0), chunk(1, "hr"), chunk(2), chunk(3, section_hash="another"))}
+    endpoint.index.chunk, endpoint.index.section = held.get, lambda chunk: list(held.values())
+
+    def seen(name, buried=frozenset(), **allowed):
+        return [one.id for one in endpoint.section(LIVE, name, frozenset(buried), Filter(**allowed))]
+
+    assert seen("c0", labels=("hr",)) == ["c0", "c1", "c2"]
+    assert seen("c0") == ["c0", "c2"] and seen("c0", {"c2"}) == ["c0"]
+    assert seen("c1") == seen("gone") == seen("c0", {"c0"}) == []
 
 
 def test_an_index_of_another_embedder_is_refused(endpoint):

@@ -1,17 +1,27 @@
 """Engines: refusing what should not be loaded, streaming, stopping, cancelling."""
 
+import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from data.records import Decoding, Model, file_sha256
+from data.records import Constrained, Decoding, Model, file_sha256
 from serving.engine import artifact_sha256, open_engine, settled, verify
+from serving.schema import checked
 from tests import tiny
 
 ASK = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+OPTIONAL = {f"p{n}": {"type": "string"} for n in range(99)}
+LARGEST = (
+    {"type": "object", "properties": OPTIONAL},
+    {"enum": [f"value {n}" for n in range(200)]},
+    {"type": "object", "properties": {"é.b-1": {"enum": ["it's", "{x}", "日本", -1e300, None, ""]}}},
+)
+SCHEMA = checked({"enum": ["weekdays", "weekends"]})
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones():
@@ -178,6 +188,29 @@ def test_openvino_sampling_repeats_with_its_seed(served):
         return served.generate([ASK.format("Tell a story.")], Decoding(20, temperature=1.0, seed=seed))[0].text
 
     assert sample(1) == sample(1) != sample(2)
+
+
+@pytest.mark.model
+def test_openvino_writes_json_by_a_schema_while_others_write_freely(served):
+    free = served.generate([ASK.format("Name a city.")], Decoding(max_new_tokens=12))[0]
+    constrained = Constrained(max_new_tokens=12, json_schema=SCHEMA)
+    with ThreadPoolExecutor(2) as threads:
+        held = threads.submit(served.generate, [ASK.format("Name a city.")], constrained)
+        beside = threads.submit(served.generate, [ASK.format("Name a city.")], Decoding(max_new_tokens=12))
+    assert json.loads(held.result()[0].text) in ("weekdays", "weekends")
+    assert beside.result()[0].text == free.text
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("schema", LARGEST)
+def test_openvino_goes_on_after_the_largest_schemas_that_are_let_in(served, schema):
+    served.generate([ASK.format("Name a city.")], Constrained(max_new_tokens=4, json_schema=checked(schema)))
+    assert served.generate([ASK.format("Name a city.")], Decoding(max_new_tokens=2))[0].completion_tokens
+
+
+def test_the_reference_refuses_a_schema_that_it_would_not_follow(reference):
+    with pytest.raises(ValueError, match="response_format"):
+        reference.generate(["a"], Constrained(json_schema=SCHEMA))
 
 
 @pytest.mark.model

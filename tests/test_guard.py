@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-from data.records import Decoding, Guard, IndexVersion, Model, Release
+from data.records import Constrained, Decoding, Filter, Guard, IndexVersion, Model, Release
 from serving import guard
-from serving.guard import Refused
+from serving.refused import Refused
 
 
 def body(**changed) -> bytes:
@@ -54,7 +55,6 @@ def test_content_may_come_in_text_parts_but_not_as_an_image():
         {"n": True},
         {"tools": [{"type": "function"}]},
         {"logprobs": True},
-        {"response_format": {"type": "json_object"}},
         {"frequency_penalty": 0.5},
     ],
 )
@@ -114,9 +114,9 @@ def test_a_request_beyond_the_guards_limits_is_refused():
 
 def test_decoding_is_the_releases_with_the_requests_overrides():
     chosen = release(decoding=Decoding(max_new_tokens=40, stop=("END",)))
-    assert guard.decoding(guard.read_chat(body()), chosen) == Decoding(max_new_tokens=40, stop=("END",))
+    assert guard.decoding(guard.read_chat(body()), chosen) == Constrained(max_new_tokens=40, stop=("END",))
     asked = guard.read_chat(body(temperature=0.5, top_p=0.9, max_tokens=7, stop=["a", "b"], seed=-1))
-    assert guard.decoding(asked, chosen) == Decoding(7, 0.5, 0.9, 2**32 - 1, ("a", "b"))
+    assert guard.decoding(asked, chosen) == Constrained(7, 0.5, 0.9, 2**32 - 1, ("a", "b"))
     assert guard.decoding(guard.read_chat(body(max_completion_tokens=9)), chosen).max_new_tokens == 9
 
 
@@ -132,9 +132,41 @@ def test_more_tokens_than_the_guard_allows_are_refused_not_cut(name):
     assert error.status == 400 and error.param == name and "512" in error.message
 
 
-def test_bad_keys_are_told_to_wait_after_too_many_from_one_address():
-    throttle = guard.Throttle(limit=3, addresses=2)
-    assert [refused(throttle.failed, "a").status for _ in range(5)] == [401, 401, 401, 429, 429]
-    assert refused(throttle.failed, "b").status == 401
-    assert refused(throttle.failed, "c").status == 401
-    assert len(throttle._failures) == 2
+def test_an_answer_may_be_asked_for_as_json_where_the_engine_can_be_held_to_it():
+    schema = {"type": "object", "properties": {"hour": {"type": "integer"}}, "required": ["hour"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "opening", "schema": schema, "strict": True}}
+    asked = guard.read_chat(body(response_format=wanted))
+    held = json.loads(guard.decoding(asked, release()).json_schema)
+    assert held["properties"] == {"hour": {"type": "integer"}} and held["additionalProperties"] is False
+    free = guard.read_chat(body(response_format={"type": "json_object"}))
+    assert guard.decoding(free, release()).json_schema == '{"type": "object"}'
+    assert guard.decoding(guard.read_chat(body(response_format={"type": "text"})), release()).json_schema == ""
+    other = replace(release(), model=Model("a" * 64, "folder", "transformers", "b"))
+    error = refused(guard.decoding, asked, other)
+    assert (error.status, error.param) == (400, "response_format") and "transformers" in error.message
+    nothing = guard.read_chat(body(response_format={"type": "json_schema", "json_schema": {"name": "x"}}))
+    assert refused(guard.decoding, nothing, release()).param == "response_format"
+
+
+def test_a_request_narrows_what_its_key_sees_and_never_widens_it():
+    filters = {"languages": ["en"], "modified_after": "2026-01-01"}
+    asked = guard.read_chat(body(documents=["a.md"], filters=filters))
+    seen = asked.narrows(Filter("acme", ("hr",)))
+    assert seen == Filter("acme", ("hr",), ("a.md",), ("en",), "2026-01-01") and asked.searches
+    assert not guard.read_chat(body(retrieval="off")).searches
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"filters": {"tenant": "other"}},
+        {"filters": {"labels": ["hr"]}},
+        {"filters": {"languages": ["en' OR '1'='1"]}},
+        {"filters": {"modified_after": "2026-01-01' OR 1=1"}},
+        {"documents": []},
+        {"documents": ["a"] * 101},
+        {"retrieval": "sometimes"},
+    ],
+)
+def test_a_filter_that_could_widen_or_break_a_search_is_refused(changed):
+    assert refused(guard.read_chat, body(**changed)).status == 400

@@ -1,22 +1,41 @@
 import pytest
 
 from data.requests import Logged
-from serving.guard import Refused
-from serving.metering import Admission, Meters
+from serving.metering import Admission, Meters, cost
+from serving.refused import Refused
+from settings import Settings
 
 
 def row(**changed) -> Logged:
     return Logged("r", 0.0, "helpdesk", "rel-1", "live", **changed)
 
 
-def test_an_answered_request_is_counted_with_its_tokens_and_times():
+def test_an_answered_request_is_counted_with_its_tokens_cost_and_flags():
     meters = Meters()
-    meters.count(row(prompt_tokens=300, completion_tokens=8, total_s=0.3, abstained=True))
+    whose = {"key": "key-1", "tenant": "acme", "cost": 0.25, "flags": ("override",)}
+    meters.count(row(prompt_tokens=300, completion_tokens=9, abstained=True, **whose))
     text = meters.render()[0].decode()
     assert 'perennial_requests_total{arm="live",assistant="helpdesk",status="200"} 1.0' in text
-    assert 'perennial_tokens_total{assistant="helpdesk",kind="prompt"} 300.0' in text
-    assert 'perennial_seconds_bucket{assistant="helpdesk",le="0.4",stage="total"} 1.0' in text
+    assert 'perennial_tokens_total{assistant="helpdesk",key="key-1",kind="prompt",tenant="acme"} 300.0' in text
+    assert 'perennial_cost_total{assistant="helpdesk",key="key-1",tenant="acme"} 0.25' in text
+    assert 'perennial_flags_total{assistant="helpdesk",flag="override"} 1.0' in text
     assert 'perennial_abstained_total{assistant="helpdesk"} 1.0' in text
+
+
+def test_what_the_field_has_names_for_is_measured_under_them():
+    meters = Meters()
+    meters.count(row(prompt_tokens=300, completion_tokens=9, first_token_s=0.2, total_s=0.6))
+    text = meters.render()[0].decode()
+    model = 'gen_ai_request_model="helpdesk"'
+    assert f"gen_ai_server_time_to_first_token_seconds_sum{{{model}}} 0.2" in text
+    assert f"gen_ai_server_request_duration_seconds_sum{{{model}}} 0.6" in text
+    assert f'gen_ai_server_time_per_output_token_seconds_bucket{{{model},le="0.08"}} 1.0' in text
+    assert f'gen_ai_client_token_usage_sum{{{model},gen_ai_token_type="output"}} 9.0' in text
+
+
+def test_a_request_costs_what_its_tokens_do():
+    prices = Settings(price_prompt_million=2.0, price_completion_million=10.0)
+    assert cost(row(prompt_tokens=1_000_000, completion_tokens=100_000), prices) == 3.0
 
 
 def test_a_stage_that_was_not_reached_is_not_measured():

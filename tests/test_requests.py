@@ -1,3 +1,4 @@
+import sqlite3
 import time
 
 import numpy as np
@@ -114,3 +115,20 @@ def test_rows_past_their_retention_are_deleted(log):
     log.write(row("new"))
     log.flush()
     assert log.prune(30) == 1 and [r["response"] for r in log.window("helpdesk")] == ["new"]
+
+
+def test_a_log_of_an_earlier_version_gets_the_columns_it_lacks_and_keeps_its_rows(tmp_path):
+    url, later = f"sqlite:///{tmp_path}/requests.db", ("key", "tenant", "cost", "flags")
+    log = RequestLog(url)
+    log.write(row("kept"))
+    log.close()
+    with sqlite3.connect(tmp_path / "requests.db") as earlier:
+        earlier.execute("DROP INDEX ix_requests_key")
+        for column in later:
+            earlier.execute(f"ALTER TABLE requests DROP COLUMN {column}")
+    again = RequestLog(url)
+    again.write(row("new"))
+    again.flush()
+    assert [again.find("kept")[column] for column in later] == [None] * 4
+    assert again.find("new")["flags"] == []
+    again.close()

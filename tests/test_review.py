@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from starlette.testclient import TestClient
@@ -12,8 +13,8 @@ from starlette.testclient import TestClient
 from data import reviews
 from data.reviews import AGED, AlreadySettled
 from flows import review as terminal
-from serving.app import create_app
-from serving.review import html
+from serving.app import Parts, create_app
+from serving.review import FILE
 from settings import Settings
 from tests.ledgers import new_ledger
 from tests.test_reviews import ANSWER, ROW, one
@@ -27,8 +28,9 @@ def ledger(tmp_path):
 
 
 def client(ledger, key=None, base="http://127.0.0.1:8000"):
-    nobody = (None, None, None, None, None)
-    app = create_app(*nobody, Settings(api_key=key), "token", ThreadPoolExecutor(1), ledger)
+    router, log = SimpleNamespace(keys={}), SimpleNamespace(totals=lambda by, since: {})
+    parts = Parts(router, None, None, None, log, None, ledger)
+    app = create_app(parts, Settings(api_key=key), "token", ThreadPoolExecutor(1))
     return TestClient(app, base)
 
 
@@ -106,8 +108,8 @@ def test_the_page_runs_its_own_script_alone_loads_nothing_and_writes_no_text_as_
     script = re.search(r"<script>(.*?)</script>", reply.text, re.S)[1]
     sha = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{sha}'" in policy and "default-src 'none'" in policy
-    assert "frame-ancestors 'none'" in policy and reply.headers["cache-control"] == "no-store"
-    assert not re.search(r"https?://|src=|innerHTML|insertAdjacentHTML|document\.write|<[^>]* on\w+=", html())
+    assert "frame-ancestors 'none'" in policy and reply.headers["cache-control"] == "no-cache"
+    assert not re.search(r"https?://|src=|innerHTML|insertAdjacentHTML|document\.write|<[^>]* on\w+=", FILE.read_text())
 
 
 def test_a_queue_longer_than_the_page_says_how_much_waits(ledger):

@@ -123,7 +123,7 @@ def test_tombstones_are_read_at_once_when_the_pointer_moves_and_else_every_secon
     ledger.set(Routing("helpdesk", TWO, 2))
     router.poll()
     assert router.tombstones("helpdesk") == {"gone"} and ledger.tombstone_reads == 2
-    router._tombstones_at -= 2
+    router._slow_at -= 2
     ledger.buried = {"helpdesk": frozenset({"gone", "also"})}
     router.poll()
     assert router.tombstones("helpdesk") == {"gone", "also"}
@@ -188,3 +188,15 @@ def test_the_internal_token_is_made_once_and_only_its_owner_can_read_it(tmp_path
     assert internal_token() == token and len(token) > 30
     assert stat.S_IMODE((tmp_path / "internal.token").stat().st_mode) == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["internal.token"]
+
+
+def test_keys_are_read_every_second_and_stay_when_they_can_not_be():
+    known = {"hash": "key"}
+    router = Router(Ledger(), read_keys=lambda: dict(known))
+    router.poll()
+    known.clear()
+    router.poll()
+    assert router.keys == {"hash": "key"}
+    router._slow_at -= 2
+    router.poll()
+    assert router.keys == {}

@@ -58,6 +58,8 @@ def _transformers(model: Model) -> Engine:
 
 
 ENGINES = {"openvino": _openvino, "transformers": _transformers}
+CONSTRAINED = ("openvino",)
+"""The engines that can be held to a JSON schema; the others raise ValueError for one."""
 
 
 def artifact_sha256(uri: str | Path, adapter: str | None = None) -> str:

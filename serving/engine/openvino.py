@@ -158,6 +158,8 @@ class OpenVINOEngine:
         if decoding.temperature > 0:
             config.do_sample, config.temperature = True, decoding.temperature
             config.top_p, config.rng_seed = decoding.top_p, decoding.seed
+        if decoding.json_schema:
+            config.structured_output_config = self._genai.StructuredOutputConfig(json_schema=decoding.json_schema)
         with self._wake:
             if self._closed or self._failure:
                 raise RuntimeError(self._failure or "this engine is closed; open a new one")

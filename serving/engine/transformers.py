@@ -118,6 +118,8 @@ class TransformersEngine:
                 stop = cancelled is not None and cancelled.is_set()
                 return torch.full((ids.shape[0],), stop, dtype=torch.bool, device=ids.device)
 
+        if decoding.json_schema:
+            raise ValueError("this engine can not be held to a JSON schema; leave response_format out")
         encoded = self._tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt").to(self._device)
         length = encoded.input_ids.shape[1]
         longest = self._model_context() - decoding.max_new_tokens

@@ -1,0 +1,78 @@
+import pytest
+
+from serving import limits
+from serving.keys import Key
+from serving.limits import Budgets, Rate, Throttle
+from serving.refused import Refused
+
+NOON = 20_000 * limits.DAY + limits.DAY // 2
+
+
+def refused(*arguments) -> Refused:
+    with pytest.raises(Refused) as raised:
+        arguments[0](*arguments[1:])
+    return raised.value
+
+
+class Clock:
+    def __init__(self, now=0.0):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_minutes_requests_may_come_at_once_and_the_next_when_their_share_of_it_has_passed():
+    clock = Clock()
+    rate = Rate(clock)
+    assert [rate.take("a", 3)[0] for _ in range(3)] == [2, 1, 0]
+    error = refused(rate.take, "a", 3)
+    assert (error.status, error.code, error.retry_after) == (429, "rate_limit_exceeded", 20)
+    assert rate.take("b", 3) == (2, 20.0), "another name has its own"
+    clock.now += 19
+    assert refused(rate.take, "a", 3).retry_after == 1
+    clock.now += 1
+    assert rate.take("a", 3)[0] == 0
+    clock.now += 600
+    assert rate.take("a", 3)[0] == 2, "what was not used in earlier minutes is not saved up"
+
+
+def test_names_beyond_the_memory_are_forgotten_oldest_first(monkeypatch):
+    monkeypatch.setattr(limits, "ADDRESSES", 2)
+    rate = Rate(Clock())
+    for name in "abc":
+        rate.take(name, 1)
+    assert refused(rate.take, "c", 1).status == 429 and rate.take("a", 1)
+
+
+def test_a_spent_budget_is_refused_until_midnight_and_what_the_log_knows_counts():
+    clock = Clock(NOON)
+    row = {"key": "k", "prompt_tokens": 900, "completion_tokens": 50, "cost": 0.5}
+    budgets = Budgets(lambda since: [row] if since == 20_000 * limits.DAY else [], clock)
+    key = Key("k", "ann", tokens_per_day=1000)
+    settle = budgets.hold(key, 64)
+    assert refused(budgets.hold, key, 64).retry_after == limits.DAY // 2, "what is under way counts as set aside"
+    settle(30, 0.0)
+    settle(0, 0.0)
+    assert budgets.headers(key)["x-ratelimit-remaining-tokens"] == "20"
+    assert budgets.hold(key, 64)
+    clock.now += limits.DAY
+    assert budgets.headers(key)["x-ratelimit-remaining-tokens"] == "1000"
+
+
+def test_a_budget_of_money_is_spent_by_cost_and_a_key_without_one_never():
+    budgets = Budgets(lambda since: [], Clock(NOON))
+    poor, free = Key("p", "ann", cost_per_day=1.0), Key("f", "bob")
+    budgets.hold(poor, 64)(100, 1.0)
+    budgets.hold(free, 64)(10**9, 10.0**6)
+    assert refused(budgets.hold, poor, 64).code == "insufficient_quota"
+    assert budgets.hold(free, 64) and budgets.headers(free) == {}
+
+
+def test_bad_keys_are_told_to_wait_after_too_many_from_one_address(monkeypatch):
+    monkeypatch.setattr(limits, "ADDRESSES", 2)
+    throttle = Throttle(limit=3)
+    assert [refused(throttle.failed, "a").status for _ in range(5)] == [401, 401, 401, 429, 429]
+    assert refused(throttle.failed, "b").status == 401
+    assert refused(throttle.failed, "c").status == 401
+    assert len(throttle._failures) == 2
