@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import hashlib
 import json
 import os
@@ -256,10 +257,10 @@ def print_answer(question: str) -> None:
 def pause(assistant: str, paused: bool) -> None:
     """Stop or resume the automatic remedies of one assistant; open remedies wait and are not lost."""
     from data.ledger import Ledger
+    from tasks import remedy
 
     book = Ledger(settings().ledger)
-    book.assistant(assistant)
-    book.pause(assistant, paused)
+    remedy.pause(book, assistant, paused, getpass.getuser())
     print(f"automatic remedies of {assistant} are {'paused' if paused else 'on'}")
 
 
