@@ -116,7 +116,7 @@ class Exchange:
                 text, last = text + piece["text"], piece
                 row.completion_tokens, row.prompt_tokens = piece["tokens"], piece["prompt_tokens"]
                 shown = self._shown(text, final=bool(piece["finish_reason"]))
-                leaked = screens.leak(shown, prompt.system)
+                leaked = screens.leak(shown, prompt)
                 if leaked is not None:
                     row.flags += ("leak",)
                     text, last = sent or shown[:leaked] or prompt.abstain, piece | {"finish_reason": "content_filter"}

@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from data.records import Chunk
+from data.records import Chunk, Guard
 from serving import ask
+from serving.rag import HISTORY_MESSAGES
 from tests.test_app import LIVE, Stack
 
 HTML = ask.FILE.read_text()
@@ -52,6 +53,17 @@ def test_its_policy_lets_its_own_script_run_alone_and_nothing_from_elsewhere(sta
 def test_nothing_is_ever_put_in_as_html():
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", ".srcdoc"):
         assert way not in SCRIPT
+
+
+def test_what_the_page_remembers_is_kept_under_names_that_no_method_of_storage_has():
+    used = re.findall(r"Storage\.(\w+)(\(?)", SCRIPT)
+    assert set(used) == {("getItem", "("), ("setItem", "(")}, "sessionStorage.key is a function, not what was stored"
+
+
+def test_a_long_conversation_is_sent_no_longer_than_a_release_reads():
+    (turns,) = re.findall(r"TURNS_SENT = (\d+)", SCRIPT)
+    assert "history.slice(-2 * TURNS_SENT)" in SCRIPT
+    assert HISTORY_MESSAGES <= 2 * int(turns) < Guard().max_messages
 
 
 def test_each_control_has_a_name_and_the_page_fits_a_phone():
