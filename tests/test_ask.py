@@ -88,6 +88,14 @@ def test_a_citation_opens_its_section_and_a_passage_that_is_gone_does_not(stack)
     assert stack.get("/v1/sections/c1?model=helpdesk", right).json()["error"]["code"] == "index_unavailable"
 
 
+def test_sections_wait_in_the_same_queue_as_questions(tmp_path):
+    full = Stack(tmp_path, max_queued=0)
+    assert full.get("/v1/sections/c1?model=helpdesk").json()["error"]["code"] == "too_many_requests"
+    one = Stack(tmp_path, max_queued=1)
+    for name, status in (("c1", 200), ("gone", 404), ("c1", 200)):
+        assert one.get(f"/v1/sections/{name}?model=helpdesk").status_code == status
+
+
 def test_a_section_of_several_chunks_is_one_text_in_which_an_overlap_stands_once():
     texts = ("One. " + "x" * 60, "x" * 60 + " Two.", "Three.")
     chunks = [Chunk(f"c{n}", "a.md", "A", "B", "h", text, part=n) for n, text in enumerate(texts)]

@@ -1,6 +1,7 @@
 """The door with real keys, around the app with fakes."""
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from data.records import Filter
 from serving import keys
@@ -98,6 +99,24 @@ def test_a_days_tokens_once_spent_are_refused_and_give_the_place_back(tmp_path, 
     stack.log.flush()
     again.router.keys = stack.router.keys
     assert again.chat(headers=ann).status_code == 429, "an endpoint that starts again knows what was spent"
+
+
+def test_with_a_request_log_that_cannot_be_read_a_budgeted_key_waits_keeps_no_place_and_reads_the_rest(
+    tmp_path, ledger, monkeypatch
+):
+    stack = Stack(tmp_path, api_key="a", max_queued=1)
+    ann = give(stack, ledger, tokens_per_day=60)
+
+    def locked(by, since):
+        raise OperationalError("SELECT", {}, Exception("locked"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stack.log, "totals", locked)
+        replies = [stack.chat(headers=ann) for _ in range(2)]
+        assert [(r.status_code, r.json()["error"]["code"]) for r in replies] == [(503, "log_unavailable")] * 2
+        assert stack.get("/v1/models", ann).status_code == 200
+        assert stack.chat(headers=give(stack, ledger)).status_code == 200, "whose key has no budget is not held up"
+    assert stack.chat(headers=ann).status_code == 200
 
 
 def test_an_address_has_a_rate_of_its_own_which_the_admins_key_is_free_of(tmp_path):
