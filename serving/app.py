@@ -197,7 +197,7 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
             # An edit may become a training text, like a document: what an organisation publishes on purpose stays
             edit = redact(said.edit, public=True).text if said.edit else None
             comment = redact(said.comment).text if said.comment else None
-            whose = (user, key.owner, row["question"], row["answer"], row["chunks"] or ())
+            whose = (user, key.owner, row["question"], row["answer"], row["chunks"] or (), row["tenant"] or "")
             await asyncio.to_thread(parts.add_feedback, *about, said.rating, edit, comment, *whose)
         except SQLAlchemyError as error:
             message = "The feedback could not be stored; send it again"
