@@ -189,7 +189,7 @@ def version() -> str:
 
 
 def sent(decoding: Decoding) -> dict:
-    """`decoding` for a model's replica: a schema only where one is asked for, since older replicas know no such field."""
+    """`decoding` for a model's replica: a schema only where one is asked for; older replicas know no such field."""
     return {name: value for name, value in as_json(decoding).items() if name != "json_schema" or value}
 
 
