@@ -86,8 +86,10 @@ class Budgets:
         return settle
 
     def headers(self, key: Key) -> dict[str, str]:
-        """What is left of the day's tokens, as OpenAI names it; nothing for a key without such a budget, and before
-        the day's first answer is paid for."""
+        """What is left of the day's tokens, as OpenAI names it; nothing for a key without such a budget.
+
+        Nothing either while no `hold` has read what was spent today: a header is not worth waiting for.
+        """
         if not key.tokens_per_day or self._day != self._today:
             return {}
         left = max(0, key.tokens_per_day - self._used.get(key.id, (0,))[0])

@@ -85,7 +85,7 @@ def build_prompt(prompt: Prompt, question: str, chunks: Sequence[Chunk], history
 
 
 def expected_tokens(release: Release, question: str, history: Sequence[dict], searches: bool) -> int:
-    """About how many tokens a prompt will have, on the high side, before it is known which passages it shows."""
+    """About how many tokens a prompt will have, before it is known which passages it shows."""
     passages = release.retrieval.top_k * ChunkSettings().max_tokens if searches else 0
     return len(build_prompt(release.prompt, question, (), history)) // CHARACTERS_PER_TOKEN + passages
 
