@@ -83,8 +83,11 @@ Find = Callable[[Ledger, str, dict[str | None, set[str]]], dict[str, Place]]
 
 
 def read(ledger: Ledger, assistant: str, log: RequestLog | None = None, find: Find | None = None) -> tuple[Said, ...]:
-    """All feedback of an assistant, oldest first. `log`: where rows older than their own copy of the question look."""
-    rows = ledger.feedback(assistant)
+    """All feedback of an assistant that may be trained on, oldest first: a tenant's texts stay out of what all share.
+
+    `log`: where rows older than their own copy of the question look.
+    """
+    rows = [row for row in ledger.feedback(assistant) if not row["tenant"]]
     if not rows:
         return ()
     for row in rows:

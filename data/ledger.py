@@ -335,14 +335,16 @@ class Ledger:
         question: str | None = None,
         answer: str | None = None,
         chunks: Sequence[str] = (),
+        tenant: str = "",
     ) -> int:
         """Append what a person said about an answer (rating: 1 or -1). Nothing acts on it directly (invariant 11).
 
-        `owner`: whose key it came with, None without one; `user` only subdivides within a key. Question, answer and
-        chunk ids are those of the request log, which forgets sooner than feedback may be used.
+        `owner`: whose key it came with, None without one; `user` only subdivides within a key. Question, answer,
+        chunk ids and tenant are those of the request log, which forgets sooner than feedback may be used.
         """
         row = {"assistant": assistant, "release": release, "response": response_id, "rating": rating, "edit": edit}
         row |= {"comment": comment, "user": user, "owner": owner, "question": question, "answer": answer}
+        row["tenant"] = tenant
         with self.write() as c:
             said = feedback.insert().values(**row, chunks=list(chunks), at=time.time())
             return c.execute(said).inserted_primary_key[0]

@@ -62,9 +62,10 @@ TOTALLED = ("key", "user", "tenant", "assistant", "release")
 class Logged:
     """One request as it is logged, filled while it is answered. Times in seconds; None: not reached.
 
-    `arm`: live | canary | pinned. `source`: user | smoke | canary | probe. `cited` and `chunks` are chunk ids, `scores`
-    their fused scores, `similarity` the best cosine, `embedding` the question's vector as little-endian float16.
-    `queue_s` is from arrival to the start of retrieval, `engine_s` from submission to the engine's last token,
+    `arm`: live | canary | pinned. `source`: user | direct | smoke | canary | probe, where direct is a user's who had
+    nothing searched, or only where nothing was found: no measure of the release. `cited` and `chunks` are chunk ids,
+    `scores` their fused scores, `similarity` the best cosine, `embedding` the question's vector as little-endian
+    float16. `queue_s` is from arrival to the start of retrieval, `engine_s` from submission to the engine's last token,
     `first_token_s` and `total_s` from arrival. `status` is the HTTP status, 499 when the client went away. `key` is the
     id of the key it came with, '' without one, `tenant` the key's; `cost` is by the settings' prices; `flags` are what
     serving/screens found.

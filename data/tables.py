@@ -86,6 +86,7 @@ feedback = sa.Table(
     sa.Column("question", sa.Text),
     sa.Column("answer", sa.Text),
     sa.Column("chunks", sa.JSON),
+    sa.Column("tenant", sa.String),
 )
 reviews = sa.Table(
     "reviews",

@@ -23,7 +23,7 @@ from data.ledger import Ledger
 from data.records import Chunk, Filter, Release
 from data.redaction import redact
 from data.requests import Logged, RequestLog
-from serving import ask, guard, review
+from serving import ask, guard, rag, review
 from serving import exchange as ex
 from serving.door import Door
 from serving.guard import Chat
@@ -131,15 +131,17 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
         guard.check(asked, release.guard)
         decoding = guard.decoding(asked, release)
         key: Key = request.state.key
+        expected = rag.expected_tokens(release, asked.question, asked.history, asked.searches)
+        most = (expected, decoding.max_new_tokens)
         leave = admission.enter()
         try:
-            spend = budgets.hold(key, decoding.max_new_tokens)
-        except Refused:
+            spend = await budgets.hold(key, sum(most), cost(*most, chosen))
+        except BaseException:
             leave()
             raise
 
         def settle(row: Logged) -> None:
-            row.cost = cost(row, chosen)
+            row.cost = cost(row.prompt_tokens, row.completion_tokens, chosen)
             spend(row.prompt_tokens + row.completion_tokens, row.cost)
             leave()
             requests.write(row)
@@ -167,11 +169,15 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
     async def section(request: Request, chunk: str, model: str, user: str = "") -> dict:
         release, _ = resolve(router, model, user)
         asked = (release, chunk, router.tombstones(release.assistant), request.state.key.sees)
+        leave = admission.enter()
         try:
-            held = await asyncio.get_running_loop().run_in_executor(threads, parts.section, *asked)
+            async with asyncio.timeout(chosen.request_timeout_s):
+                held = await asyncio.get_running_loop().run_in_executor(threads, parts.section, *asked)
         except UNUSABLE as error:
             message = "The documents of this release can not be read now"
             raise Refused(503, message, "server_error", code="index_unavailable", retry_after=5) from error
+        finally:
+            leave()
         if not held:
             raise Refused(404, "The documents no longer hold this passage", param="chunk", code="section_not_found")
         return ask.section(held, release)
@@ -191,7 +197,7 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
             # An edit may become a training text, like a document: what an organisation publishes on purpose stays
             edit = redact(said.edit, public=True).text if said.edit else None
             comment = redact(said.comment).text if said.comment else None
-            whose = (user, key.owner, row["question"], row["answer"], row["chunks"] or ())
+            whose = (user, key.owner, row["question"], row["answer"], row["chunks"] or (), row["tenant"] or "")
             await asyncio.to_thread(parts.add_feedback, *about, said.rating, edit, comment, *whose)
         except SQLAlchemyError as error:
             message = "The feedback could not be stored; send it again"

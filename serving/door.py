@@ -16,7 +16,7 @@ from serving.wire import refusal
 from settings import Settings
 
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z", re.ASCII)
-SCOPE_OF = {"/v1/feedback": "feedback", "/review": "review", "/metrics": "admin"}
+SCOPE_OF = {"/v1/feedback": "feedback", "/review": "review", "/metrics": "metrics"}
 """Path -> the scope that it and what lies below it need; every other path needs `ask`."""
 PAGES = ("/ask", "/review")
 """Pages without any data in them: a browser brings no key along when it opens one. They ask for it themselves."""
@@ -67,7 +67,8 @@ class Door:
         await self.app(scope, receive, named)
 
     def key(self, headers: Mapping[str, str], address: str) -> Key:
-        """The key that a request brings. Raises Refused 401 for a wrong one, 429 after many, 403 for another's page."""
+        """The key that a request brings. Raises Refused 401 for none or a wrong one, 429 after many wrong ones, 403 for
+        another's page."""
         given = headers.get("authorization", "").removeprefix("Bearer ")
         hashed = digest(given)
         if self.admin and hmac.compare_digest(hashed, self.admin):
@@ -75,6 +76,9 @@ class Door:
         if known := self.keys().get(hashed):
             return known
         # Clients of OpenAI always send some key, so without keys any will do, but not one of ours that was revoked
+        if self.admin and not given:
+            message = "No API key was given; send it as 'Authorization: Bearer KEY'"
+            raise Refused(401, message, "authentication_error", code="invalid_api_key")
         if self.admin or given.startswith(PREFIX):
             self.throttle.failed(address)
         if not same_machine(headers):

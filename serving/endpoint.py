@@ -141,7 +141,7 @@ class Endpoint:
         started = False
         for attempt in (1, 2):
             try:
-                response = handle(app_name(model.sha256)).stream.remote(prompt, as_json(decoding))
+                response = handle(app_name(model.sha256)).stream.remote(prompt, sent(decoding))
                 try:
                     async for piece in response:
                         started = True
@@ -183,9 +183,14 @@ def unavailable() -> Refused:
 
 def version() -> str:
     """Changes with the code and the settings of the endpoint."""
-    folders = (ROOT / "serving", ROOT / "data")
-    files = [ROOT / "settings.py", *(path for folder in folders for path in sorted(folder.glob("*.*")))]
+    found = [path for folder in ("serving", "data") for path in (ROOT / folder).rglob("*")]
+    files = [ROOT / "settings.py", *sorted(path for path in found if path.suffix in (".py", ".html"))]
     return digest([path.read_text() for path in files], settings().model_dump(mode="json"))[:12]
+
+
+def sent(decoding: Decoding) -> dict:
+    """`decoding` for a model's replica: a schema only where one is asked for; older replicas know no such field."""
+    return {name: value for name, value in as_json(decoding).items() if name != "json_schema" or value}
 
 
 def run() -> None:

@@ -94,6 +94,8 @@ class Exchange:
                 raise Refused(503, message, "server_error", code="index_unavailable", retry_after=5) from error
             row.retrieval_s = time.perf_counter() - self.arrived - row.queue_s
             _log_hits(row, hits, vector)
+        if not hits and self.chat.picks and row.source == "user":
+            row.source = "direct"  # what was found says something about the client's choice, nothing about the release
         row.flags = screens.screen(question, [hit.chunk for hit in hits])
         if self.chat.searches and not hits:
             self._finish(rag.unanswered(question, prompt))
@@ -116,7 +118,7 @@ class Exchange:
                 text, last = text + piece["text"], piece
                 row.completion_tokens, row.prompt_tokens = piece["tokens"], piece["prompt_tokens"]
                 shown = self._shown(text, final=bool(piece["finish_reason"]))
-                leaked = screens.leak(shown, prompt.system)
+                leaked = screens.leak(shown, prompt)
                 if leaked is not None:
                     row.flags += ("leak",)
                     text, last = sent or shown[:leaked] or prompt.abstain, piece | {"finish_reason": "content_filter"}

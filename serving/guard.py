@@ -125,6 +125,11 @@ class Chat:
     def searches(self) -> bool:
         return self.request.retrieval == "on"
 
+    @property
+    def picks(self) -> bool:
+        """Whether the client itself chose what is searched: nothing, some documents, what its filters leave."""
+        return not self.searches or bool(self.request.documents) or self.request.filters != Filters()
+
     def narrows(self, sees: Filter) -> Filter:
         """Of what its asker `sees`, what is searched."""
         asked = self.request

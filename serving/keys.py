@@ -21,7 +21,7 @@ from data.requests import TOTALLED, RequestLog
 from data.tables import keys
 from settings import Settings, settings
 
-SCOPES = ("ask", "feedback", "review", "admin")
+SCOPES = ("ask", "feedback", "review", "metrics", "admin")
 PREFIX = "sk-perennial-"
 """data/credentials knows it, so a key that strays into a question is redacted like any other secret."""
 
@@ -44,7 +44,8 @@ class Key(Record):
     cost_per_day: float = 0.0
 
     def may(self, scope: str) -> bool:
-        return scope in self.scopes or "admin" in self.scopes
+        """Whether it has the scope. A tenant's key never reviews: the queue holds the texts of every tenant."""
+        return (scope in self.scopes or "admin" in self.scopes) and not (self.tenant and scope == "review")
 
     @property
     def sees(self) -> Filter:
@@ -65,9 +66,14 @@ def digest(secret: str) -> str:
 
 
 def create(ledger: Ledger, key: Key) -> str:
-    """Store `key` and return its secret, which nothing keeps. Raises ValueError for a scope that does not exist."""
+    """Store `key` and return its secret, which nothing keeps.
+
+    Raises ValueError for a scope that does not exist, or that a tenant's key can not have.
+    """
     if unknown := set(key.scopes) - set(SCOPES):
         raise ValueError(f"no scope {sorted(unknown)[0]!r}; there are {', '.join(SCOPES)}")
+    if key.tenant and "review" in key.scopes:
+        raise ValueError("the review queue holds every tenant's texts; make a key without a tenant for scope 'review'")
     secret = PREFIX + secrets.token_urlsafe(32)
     row = asdict(key) | {"scopes": list(key.scopes), "labels": list(key.labels)}
     with ledger.write() as c:

@@ -1,13 +1,17 @@
 """How much a key and an address may ask: requests per minute, tokens and money per day, wrong keys per minute.
 
-Counted in the memory of one endpoint, which is all there is: a request never waits for a database to be counted.
+Counted in the memory of one endpoint, which is all there is: a request waits for the request log once a day, when the
+first that has a budget asks what was spent before this endpoint started.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from serving.keys import Key
 from serving.refused import Refused
@@ -41,53 +45,68 @@ class Rate:
 
 
 class Budgets:
-    """Tokens and cost of each key since midnight UTC. `spent` says what the request log knows of the day so far."""
+    """Tokens and cost of each key since midnight UTC.
+
+    `spent` says what the request log knows since a time (epoch seconds); it is called in a thread, once a day.
+    """
 
     def __init__(self, spent: Callable[[float], list[dict]], clock: Callable[[], float] = time.time):
         self.spent, self.clock = spent, clock
         self._day, self._used = -1, {}
+        self._reading = asyncio.Lock()
 
-    def hold(self, key: Key, tokens: int) -> Callable[[int, float], None]:
-        """Set `tokens` aside for an answer; returns what takes the real tokens and cost instead (once, as the first
+    async def hold(self, key: Key, tokens: int, cost: float) -> Callable[[int, float], None]:
+        """Set `tokens` and `cost` aside for an answer; returns what takes the real ones instead (once, as the first
         call says).
 
-        Raises Refused 429 until midnight when the day's budget is spent. Requests under way count with what was set
-        aside, so many at once do not pass an almost empty budget.
+        Raises Refused 429 until midnight when the day's budget is spent, 503 when nobody can say what was spent.
+        Requests under way count with what was set aside, so many at once do not pass an almost empty budget.
         """
         if not (key.tokens_per_day or key.cost_per_day):
             return lambda really, cost: None
-        self._turn()
+        async with self._reading:
+            if self._day != self._today:
+                await self._read(self._today)
         used = self._used.setdefault(key.id, [0, 0.0])
         if (key.tokens_per_day and used[0] >= key.tokens_per_day) or (key.cost_per_day and used[1] >= key.cost_per_day):
             left = math.ceil(DAY - self.clock() % DAY)
             message = f"The budget of {key.id} for today is spent; it is renewed at midnight UTC"
             raise Refused(429, message, "insufficient_quota", code="insufficient_quota", retry_after=left)
         used[0] += tokens
+        used[1] += cost
         settled = False
 
-        def settle(really: int, cost: float) -> None:
+        def settle(tokens_used: int, spent: float) -> None:
             nonlocal settled
             if not settled:
                 settled = True
-                used[0] += really - tokens
-                used[1] += cost
+                used[0] += tokens_used - tokens
+                used[1] += spent - cost
 
         return settle
 
     def headers(self, key: Key) -> dict[str, str]:
-        """What is left of the day's tokens, as OpenAI names it; nothing for a key without such a budget."""
-        if not key.tokens_per_day:
+        """What is left of the day's tokens, as OpenAI names it; nothing for a key without such a budget.
+
+        Nothing either while no `hold` has read what was spent today: a header is not worth waiting for.
+        """
+        if not key.tokens_per_day or self._day != self._today:
             return {}
-        self._turn()
         left = max(0, key.tokens_per_day - self._used.get(key.id, (0,))[0])
         return _named("tokens", key.tokens_per_day, left, DAY - self.clock() % DAY)
 
-    def _turn(self) -> None:
-        day = int(self.clock() // DAY)
-        if day != self._day:
-            rows = self.spent(day * DAY)
-            self._used = {row["key"]: [row["prompt_tokens"] + row["completion_tokens"], row["cost"]] for row in rows}
-            self._day = day
+    @property
+    def _today(self) -> int:
+        return int(self.clock() // DAY)
+
+    async def _read(self, day: int) -> None:
+        try:
+            rows = await asyncio.to_thread(self.spent, day * DAY)
+        except SQLAlchemyError as error:
+            message = "What this key has spent today can not be read now"
+            raise Refused(503, message, "server_error", code="log_unavailable", retry_after=5) from error
+        self._used = {row["key"]: [row["prompt_tokens"] + row["completion_tokens"], row["cost"]] for row in rows}
+        self._day = day
 
 
 class Throttle:

@@ -16,11 +16,9 @@ TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
 SECONDS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 60.0)
 
 
-def cost(row: Logged, prices: Settings) -> float:
-    """What a request cost, estimated from its tokens and the settings' prices per million of them."""
-    read = row.prompt_tokens * prices.price_prompt_million
-    written = row.completion_tokens * prices.price_completion_million
-    return (read + written) / 1e6
+def cost(read: int, written: int, prices: Settings) -> float:
+    """What tokens read and written cost by the settings' prices per million of them."""
+    return (read * prices.price_prompt_million + written * prices.price_completion_million) / 1e6
 
 
 class Meters:

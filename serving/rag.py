@@ -12,7 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.records import Answer, Chunk, Citation, Decoding, Filter, Generation, Guard, Hit, Prompt, Release, Retrieval
+from data.records import (
+    Answer,
+    Chunk,
+    ChunkSettings,
+    Citation,
+    Decoding,
+    Filter,
+    Generation,
+    Guard,
+    Hit,
+    Prompt,
+    Release,
+    Retrieval,
+)
 from serving import cache as answers
 from serving.chat import chat_format
 from serving.rerank import choose, permitted
@@ -26,6 +39,8 @@ if TYPE_CHECKING:
 
 HISTORY_MESSAGES = 4
 HISTORY_CHARACTERS = 600
+CHARACTERS_PER_TOKEN = 3
+"""Fewer than English text has (about four), so that what is set aside for a prompt is rather too much."""
 CITE_FROM = 0.6
 """Least share of an answer's words that a passage must hold to be cited for it."""
 
@@ -67,6 +82,12 @@ def build_prompt(prompt: Prompt, question: str, chunks: Sequence[Chunk], history
         for message in history[-HISTORY_MESSAGES:]
     ]
     return chat.write(prompt.system, [*turns, ("user", fill(prompt.user, passages=passages, question=question))])
+
+
+def expected_tokens(release: Release, question: str, history: Sequence[dict], searches: bool) -> int:
+    """About how many tokens a prompt will have, before it is known which passages it shows."""
+    passages = release.retrieval.top_k * ChunkSettings().max_tokens if searches else 0
+    return len(build_prompt(release.prompt, question, (), history)) // CHARACTERS_PER_TOKEN + passages
 
 
 # --- retrieval --------------------------------------------------------------------------------

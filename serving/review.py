@@ -8,6 +8,7 @@ for (loopback), a request must come from this very origin.
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -28,6 +29,8 @@ from serving.wire import read_body
 PATH = "/review"
 FILE = Path(__file__).with_name("pages") / "review.html"
 MOST_SHOWN = 50
+NUMBER = re.compile(r"[0-9]{1,18}\Z")
+"""What a database holds as the number of a row (64 bits)."""
 
 
 class Verdict(BaseModel):
@@ -54,11 +57,13 @@ def routes(ledger: Ledger) -> APIRouter:
         waiting = await read(reviews.items, ledger)
         return {"items": [shown(one) for one in waiting[:MOST_SHOWN]], "waiting": len(waiting)}
 
-    @router.post(f"{PATH}/items/{{number:int}}")
-    async def settle(number: int, request: Request) -> dict:
+    @router.post(f"{PATH}/items/{{number}}")
+    async def settle(number: str, request: Request) -> dict:
         same_origin(request)
+        if not NUMBER.match(number):
+            raise Refused(404, f"There is no review {number[:40]!r}", code="review_not_found")
         said: Verdict = guard.read(Verdict, await read_body(request))
-        given = (number, said.verdict, said.reviewer, said.answer, said.golden)
+        given = (int(number), said.verdict, said.reviewer, said.answer, said.golden)
         return shown(await read(reviews.settle, ledger, *given))
 
     return router

@@ -76,7 +76,7 @@ def checked(schema: object) -> str:
 
     def fields(kept: dict, place: str, depth: int) -> dict:
         properties, required = kept.pop("properties", {}), kept.pop("required", [])
-        if (more := kept.pop("additionalProperties", not properties)) not in (True, False):
+        if not isinstance(more := kept.pop("additionalProperties", not properties), bool):  # 1 == True, but no boolean
             raise refuse(place, "'additionalProperties' is true or false")
         if not isinstance(properties, dict) or not all(map(NAME.match, properties)):
             raise refuse(place, "'properties' are schemas by name; a name is 1 to 64 letters, digits, '_', '-' or '.'")

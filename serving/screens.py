@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from data.records import Answer, Chunk
+from data.records import Answer, Chunk, Prompt
 from serving.rag import WORD
 
 RUN = 8
@@ -34,10 +34,11 @@ OVERRIDE = re.compile(
     """
 )
 ROLE = re.compile(
-    r"(?i)<\|[^|\n]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?(?:system|assistant)>|^\s{0,3}#{1,4}\s*(?:system|instruction)s?\s*:"
-    r"|^\s*(?:system|assistant|developer)\s*:",
+    r"(?i)<\|[^|\n]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?(?:system|assistant)>"
+    r"|^[^\S\n]{0,3}#{1,4}[^\S\n]*(?:system|instruction)s?[^\S\n]*:|^[^\S\n]*(?:system|assistant|developer)[^\S\n]*:",
     re.MULTILINE,
 )
+"""Space within a line alone: `^\\s*` would read a run of empty lines once from each of them."""
 PROMPT = re.compile(
     r"""(?ix)
     \b(?:repeat|print|show|reveal|output|display|tell\ me|write\ out|give\ me|copy|translate|summari[sz]e
@@ -77,9 +78,12 @@ def ungrounded(answer: Answer, grounding: float | None) -> bool:
     return grounding is not None and not answer.citations and grounding < GROUNDED
 
 
-def leak(text: str, system: str) -> int | None:
-    """Where in `text` at least `RUN` words of the system prompt stand in a row; None: nowhere."""
-    runs = _runs(system)
+def leak(text: str, prompt: Prompt) -> int | None:
+    """Where in `text` at least `RUN` words of the system prompt stand in a row; None: nowhere.
+
+    The abstention may be quoted there: to say it is what the prompt asks for.
+    """
+    runs = _runs(prompt.system) - _runs(prompt.abstain)
     found = list(WORD.finditer(text.lower()))
     words = [match[0] for match in found]
     at = next((n for n in range(len(words) - RUN + 1) if tuple(words[n : n + RUN]) in runs), None)

@@ -40,7 +40,7 @@ def refusal(error: Refused) -> JSONResponse:
 
 
 async def while_connected(request: Request, work: Awaitable):
-    """What `work` returns; when the client goes away first, `work` is cancelled and Refused 499 raised."""
+    """What `work` returns; when the client goes away first, `work` is cancelled, and Refused 499 raised at its end."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -48,8 +48,9 @@ async def while_connected(request: Request, work: Awaitable):
             raise Refused(499, "The client went away", code="client_closed_request")
         return working.result()
     finally:
-        working.cancel()
         leaving.cancel()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)  # what its end settles is settled before anything else
 
 
 async def _left(request: Request) -> None:

@@ -13,6 +13,7 @@ from data.records import Chunk, Guard, Hit, IndexVersion, Model, Release
 from data.requests import RequestLog
 from serving import wire
 from serving.app import Parts, create_app
+from serving.keys import Key, digest
 from serving.refused import Refused
 from serving.router import NoRelease
 from settings import Settings
@@ -287,6 +288,22 @@ def test_an_answer_that_takes_too_long_is_a_504_and_is_cancelled(tmp_path):
     assert stack.model.cancelled == 2 and [row["status"] for row in stack.rows()] == [504, 504]
 
 
+def test_budgets_are_charged_for_what_is_under_way_prompt_and_passages_included(tmp_path):
+    stack = Stack(tmp_path, api_key="a", request_timeout_s=1)
+    stack.router.keys = {digest("ann's"): Key("key-1", "ann", tokens_per_day=600)}
+    stack.model.slow = True
+    body = {"model": "helpdesk", "messages": [{"role": "user", "content": "q"}], "max_tokens": 1}
+
+    async def crowd():
+        async with stack.client() as client:
+            ann = {"authorization": "Bearer ann's"}
+            return await asyncio.gather(
+                *(client.post("/v1/chat/completions", json=body, headers=ann) for _ in range(3))
+            )
+
+    assert sorted(reply.status_code for reply in asyncio.run(crowd())) == [429, 429, 504]
+
+
 def test_more_requests_than_allowed_get_429_and_a_time_to_come_back(tmp_path):
     stack = Stack(tmp_path, max_queued=2, request_timeout_s=1.5)
     stack.model.slow = True
@@ -305,12 +322,14 @@ def test_more_requests_than_allowed_get_429_and_a_time_to_come_back(tmp_path):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_away_cancels_its_generation_and_gives_its_place_back(tmp_path, stream):
-    stack = Stack(tmp_path, max_queued=1)
+    stack = Stack(tmp_path, max_queued=1, api_key="a")
+    stack.router.keys = {digest("ann's"): Key("key-1", "ann", tokens_per_day=60)}
+    ann = {"authorization": "Bearer ann's"}
     stack.model.slow = True
     body = json.dumps({"model": "helpdesk", "stream": stream, "messages": [{"role": "user", "content": "q"}]}).encode()
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "raw_path": b"", "query_string": b""}
-    scope |= {"headers": [], "http_version": "1.1", "scheme": "http", "server": ("endpoint", 80), "client": ("c", 1)}
-    scope |= {"asgi": {"version": "3.0", "spec_version": "2.3"}}
+    scope |= {"headers": [(b"authorization", b"Bearer ann's")], "server": ("endpoint", 80), "client": ("c", 1)}
+    scope |= {"http_version": "1.1", "scheme": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}}
 
     async def go():
         sent, waiting = asyncio.Event(), [{"type": "http.request", "body": body, "more_body": False}]
@@ -334,7 +353,9 @@ def test_a_client_that_goes_away_cancels_its_generation_and_gives_its_place_back
     (row,) = stack.rows()
     assert row["status"] == 499 and row["answer"].startswith("9 a.m.") and row["total_s"] < 2
     stack.model.slow = False
-    assert stack.chat().status_code == 200, "its place is free again"
+    after = stack.chat(headers=ann)
+    assert after.status_code == 200, "its place is free again"
+    assert stack.chat(headers=ann).status_code == 429, "and what was read and written for it is paid"
 
 
 def test_a_pinned_release_needs_the_internal_token(stack):
@@ -365,7 +386,7 @@ def test_a_key_is_needed_on_every_route_known_or_not(tmp_path):
             assert reply.status_code == 401 and reply.json()["error"]["code"] == "invalid_api_key"
     right = {"authorization": "Bearer right"}
     assert stack.get("/v1/models", right).status_code == 200 and stack.chat(headers=right).status_code == 200
-    assert [stack.get("/v1/models").status_code for _ in range(25)][-1] == 429
+    assert [stack.get("/v1/models", {"authorization": "guess"}).status_code for _ in range(25)][-1] == 429
     assert stack.get("/v1/models", right).status_code == 200, "a right key is never throttled"
 
 
@@ -390,8 +411,8 @@ def test_feedback_is_stored_with_the_release_that_answered_and_what_it_was_about
     assert stack.call("/v1/feedback", **said).json()["recorded"] is True
     about = ("When does Lyon open?", "9 a.m. on weekdays", ("c1", "c2"))
     (stored,) = stack.feedback
-    assert stored[:-1] == ("helpdesk", LIVE.id, response, -1, "10 a.m.", "mail me: [email]", "ann", None, *about[:2])
-    assert tuple(stored[-1]) == about[2]
+    assert stored[:-2] == ("helpdesk", LIVE.id, response, -1, "10 a.m.", "mail me: [email]", "ann", None, *about[:2])
+    assert tuple(stored[-2]) == about[2] and stored[-1] == ""
 
 
 def test_an_edit_is_stored_without_personal_data_but_with_what_an_organisation_publishes(stack):
@@ -505,6 +526,21 @@ def test_with_retrieval_off_nothing_is_searched_and_nothing_cited(stack):
     assert stack.searches == [] and citations == [] and "Lyon opens" not in stack.model.asked[0][1]
     assert content == "9 a.m. on weekdays"
     assert stack.rows()[0]["grounding"] is None and stack.rows()[0]["chunks"] == []
+
+
+def test_what_a_client_keeps_from_being_found_is_not_logged_as_what_users_are_answered(stack):
+    token = {"x-perennial-source": "canary", "x-perennial-token": TOKEN}
+    for hits, asked, source in (
+        (HITS, {"retrieval": "off"}, "direct"),
+        ((), {"documents": ["z.md"]}, "direct"),
+        ((), {"filters": {"languages": ["fi"]}}, "direct"),
+        (HITS, {"documents": ["a.md"]}, "user"),
+        ((), {}, "user"),
+        ((), {"retrieval": "off", "headers": token}, "canary"),
+    ):
+        stack.hits = hits
+        assert stack.chat(**asked).status_code == 200
+        assert stack.rows()[-1]["source"] == source, asked
 
 
 @pytest.mark.parametrize("stream", [False, True])

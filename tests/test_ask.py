@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from data.records import Chunk
+from data.records import Chunk, Guard
 from serving import ask
+from serving.rag import HISTORY_MESSAGES
 from tests.test_app import LIVE, Stack
 
 HTML = ask.FILE.read_text()
@@ -54,6 +55,17 @@ def test_nothing_is_ever_put_in_as_html():
         assert way not in SCRIPT
 
 
+def test_what_the_page_remembers_is_kept_under_names_that_no_method_of_storage_has():
+    used = re.findall(r"Storage\.(\w+)(\(?)", SCRIPT)
+    assert set(used) == {("getItem", "("), ("setItem", "(")}, "sessionStorage.key is a function, not what was stored"
+
+
+def test_a_long_conversation_is_sent_no_longer_than_a_release_reads():
+    (turns,) = re.findall(r"TURNS_SENT = (\d+)", SCRIPT)
+    assert "history.slice(-2 * TURNS_SENT)" in SCRIPT
+    assert HISTORY_MESSAGES <= 2 * int(turns) < Guard().max_messages
+
+
 def test_each_control_has_a_name_and_the_page_fits_a_phone():
     found = Elements().found
     named = {attrs["id"] for _, attrs in found if "id" in attrs}
@@ -74,6 +86,14 @@ def test_a_citation_opens_its_section_and_a_passage_that_is_gone_does_not(stack)
         assert reply.status_code == status and reply.json()["error"]["message"]
     stack.broken = RuntimeError("manifest truncated at /secret/path")
     assert stack.get("/v1/sections/c1?model=helpdesk", right).json()["error"]["code"] == "index_unavailable"
+
+
+def test_sections_wait_in_the_same_queue_as_questions(tmp_path):
+    full = Stack(tmp_path, max_queued=0)
+    assert full.get("/v1/sections/c1?model=helpdesk").json()["error"]["code"] == "too_many_requests"
+    one = Stack(tmp_path, max_queued=1)
+    for name, status in (("c1", 200), ("gone", 404), ("c1", 200)):
+        assert one.get(f"/v1/sections/{name}?model=helpdesk").status_code == status
 
 
 def test_a_section_of_several_chunks_is_one_text_in_which_an_overlap_stands_once():

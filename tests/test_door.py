@@ -1,6 +1,7 @@
 """The door with real keys, around the app with fakes."""
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from data.records import Filter
 from serving import keys
@@ -44,7 +45,15 @@ def test_the_owner_of_the_key_votes_and_only_on_answers_of_its_tenant(stack, led
     response = stack.chat(headers=acme).json()["id"]
     assert stack.call("/v1/feedback", other, response_id=response, rating=-1).status_code == 404
     assert stack.call("/v1/feedback", acme, response_id=response, rating=1, user="bob").status_code == 200
-    assert [(said[6], said[7]) for said in stack.feedback] == [("bob", "ann")]
+    assert [(said[6], said[7], said[-1]) for said in stack.feedback] == [("bob", "ann", "acme")]
+
+
+def test_the_review_queue_which_holds_every_tenants_texts_is_closed_to_a_tenants_key(stack, ledger):
+    assert stack.get("/review/items", give(stack, ledger, scopes=("review",))).status_code != 403
+    tenants = give(stack, ledger, tenant="acme", scopes=("admin",))
+    assert (
+        stack.get("/review/items", tenants).status_code == 403 and stack.get("/v1/models", tenants).status_code == 200
+    )
 
 
 def test_a_scope_opens_its_routes_and_no_others(stack, ledger):
@@ -56,7 +65,8 @@ def test_a_scope_opens_its_routes_and_no_others(stack, ledger):
             assert (reply.status_code, reply.json()["error"]["code"]) == (403, "insufficient_scope"), path
     rates = give(stack, ledger, scopes=("feedback",))
     assert stack.chat(headers=rates).status_code == 403
-    assert stack.get("/metrics", give(stack, ledger, scopes=("admin",))).status_code == 200
+    for scope in ("admin", "metrics"):
+        assert stack.get("/metrics", give(stack, ledger, scopes=(scope,))).status_code == 200
 
 
 def test_a_revoked_or_altered_key_is_refused_also_where_none_is_needed(stack, ledger, tmp_path):
@@ -72,6 +82,11 @@ def test_a_revoked_or_altered_key_is_refused_also_where_none_is_needed(stack, le
 @pytest.mark.parametrize("said", ["", "Bearer ", "Bearer '; DROP TABLE keys; --", "Basic x", "Bearer the admin", "é"])
 def test_what_is_no_key_is_a_401(stack, said):
     assert stack.get("/v1/models", {"authorization": said.encode()}).status_code == 401
+
+
+def test_who_shows_no_key_is_asked_for_one_however_often_and_counts_as_no_guess(stack):
+    assert {stack.get("/v1/models").status_code for _ in range(30)} == {401}
+    assert stack.get("/v1/models", {"authorization": "Bearer wrong"}).status_code == 401
 
 
 def test_requests_beyond_the_keys_rate_are_told_when_to_come_back_in_openais_headers(stack, ledger):
@@ -98,6 +113,24 @@ def test_a_days_tokens_once_spent_are_refused_and_give_the_place_back(tmp_path, 
     stack.log.flush()
     again.router.keys = stack.router.keys
     assert again.chat(headers=ann).status_code == 429, "an endpoint that starts again knows what was spent"
+
+
+def test_with_a_request_log_that_cannot_be_read_a_budgeted_key_waits_keeps_no_place_and_reads_the_rest(
+    tmp_path, ledger, monkeypatch
+):
+    stack = Stack(tmp_path, api_key="a", max_queued=1)
+    ann = give(stack, ledger, tokens_per_day=60)
+
+    def locked(by, since):
+        raise OperationalError("SELECT", {}, Exception("locked"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stack.log, "totals", locked)
+        replies = [stack.chat(headers=ann) for _ in range(2)]
+        assert [(r.status_code, r.json()["error"]["code"]) for r in replies] == [(503, "log_unavailable")] * 2
+        assert stack.get("/v1/models", ann).status_code == 200
+        assert stack.chat(headers=give(stack, ledger)).status_code == 200, "whose key has no budget is not held up"
+    assert stack.chat(headers=ann).status_code == 200
 
 
 def test_an_address_has_a_rate_of_its_own_which_the_admins_key_is_free_of(tmp_path):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from data import store
-from data.records import Chunk, Filter, IndexVersion, Model, Prompt, Release
+from data.records import Chunk, Constrained, Decoding, Filter, IndexVersion, Model, Prompt, Release
+from serving import endpoint as endpoint_module
 from serving.endpoint import Endpoint
 
 INDEX = IndexVersion("helpdesk", "uri", "t", 1, "sum", "emb", "chunk", 1, 1, "snap")
@@ -49,6 +50,23 @@ def test_health_and_warming_search_the_index(endpoint):
     asyncio.run(endpoint.check_health())
     endpoint.warm(LIVE)
     assert endpoint.index.asked == ["health", "warm"]
+
+
+@pytest.mark.parametrize("file", ["serving/pages/ask.html", "serving/engine/openvino.py", "data/store/search.py"])
+def test_a_change_of_a_page_an_engine_or_the_store_is_another_endpoint(tmp_path, monkeypatch, file):
+    (tmp_path / "settings.py").touch()
+    changed = tmp_path / file
+    changed.parent.mkdir(parents=True)
+    changed.write_text("before")
+    monkeypatch.setattr(endpoint_module, "ROOT", tmp_path)
+    before = endpoint_module.version()
+    changed.write_text("after")
+    assert endpoint_module.version() != before
+
+
+def test_a_replica_is_told_of_a_schema_only_where_one_is_asked_for():
+    assert Decoding.of(endpoint_module.sent(Constrained(seed=7))) == Decoding(seed=7)
+    assert endpoint_module.sent(Constrained(json_schema="{}"))["json_schema"] == "{}"
 
 
 def test_a_damaged_index_or_a_dead_router_is_unhealthy(endpoint):

@@ -48,6 +48,13 @@ def test_a_row_comes_back_with_its_owner_its_question_and_the_sections_shown(led
     assert rows(ledger, "other") == ()
 
 
+def test_what_a_tenants_people_said_is_kept_and_never_read_for_training(ledger):
+    add(ledger, edit="21 days")
+    add(ledger, edit="our contract says 90 days", tenant="acme")
+    assert [row["tenant"] for row in ledger.feedback("wiki")] == ["", "acme"]
+    assert [one.edit for one in rows(ledger)] == ["21 days"]
+
+
 def test_no_personal_data_is_read_even_from_rows_stored_with_it(ledger):
     add(ledger, edit="ask ann.berg@example-mail.com or support@example-mail.com", question="I am a@b.org, when?")
     (one,) = rows(ledger)

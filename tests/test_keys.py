@@ -18,11 +18,11 @@ def chosen(tmp_path):
 
 
 def test_a_key_is_shown_once_and_only_its_hash_is_kept(chosen, capsys, tmp_path):
-    made = ["create", "--owner", "ann", "--tenant", "acme", "--labels", "hr, law", "--scopes", "ask,review"]
+    made = ["create", "--owner", "ann", "--tenant", "acme", "--labels", "hr, law", "--scopes", "ask,metrics"]
     assert keys.main([*made, "--requests-per-minute", "60"], chosen) == 0
     secret, name = re.search(r"(sk-perennial-[\w-]{43})\nIts id is (key-[0-9a-f]{8})", capsys.readouterr().out).groups()
     known = keys.valid(Ledger(chosen.ledger))
-    assert known == {keys.digest(secret): keys.Key(name, "ann", "acme", ("ask", "review"), ("hr", "law"), 60)}
+    assert known == {keys.digest(secret): keys.Key(name, "ann", "acme", ("ask", "metrics"), ("hr", "law"), 60)}
     keys.main(["list"], chosen)
     assert name in (listed := capsys.readouterr().out) and "owner=ann" in listed
     everything = "\n".join(sqlite3.connect(tmp_path / "ledger.db").iterdump())
@@ -42,13 +42,20 @@ def test_a_revoked_key_opens_nothing_and_is_revoked_once(tmp_path):
 
 def test_a_scope_that_does_not_exist_makes_no_key(chosen, capsys):
     assert keys.main(["create", "--owner", "ann", "--scopes", "everything"], chosen) == 2
-    assert "no scope 'everything'; there are ask, feedback, review, admin" in capsys.readouterr().err
+    assert "no scope 'everything'; there are ask, feedback, review, metrics, admin" in capsys.readouterr().err
     assert keys.valid(Ledger(chosen.ledger)) == {}
+
+
+def test_a_tenants_key_is_never_made_to_review(chosen, capsys):
+    assert keys.main(["create", "--owner", "ann", "--tenant", "acme", "--scopes", "ask,review"], chosen) == 2
+    assert "make a key without a tenant" in capsys.readouterr().err
+    assert keys.valid(Ledger(chosen.ledger)) == {}
+    assert not keys.Key("a", "bob", "acme", scopes=("admin",)).may("review")
 
 
 def test_admin_may_do_everything_and_others_what_they_were_given():
     reader, admin = keys.Key("r", "ann", scopes=("ask",)), keys.Key("a", "bob", scopes=("admin",))
-    assert [reader.may(scope) for scope in keys.SCOPES] == [True, False, False, False]
+    assert [reader.may(scope) for scope in keys.SCOPES] == [True, False, False, False, False]
     assert all(map(admin.may, keys.SCOPES))
 
 

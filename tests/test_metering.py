@@ -35,7 +35,7 @@ def test_what_the_field_has_names_for_is_measured_under_them():
 
 def test_a_request_costs_what_its_tokens_do():
     prices = Settings(price_prompt_million=2.0, price_completion_million=10.0)
-    assert cost(row(prompt_tokens=1_000_000, completion_tokens=100_000), prices) == 3.0
+    assert cost(1_000_000, 100_000, prices) == 3.0
 
 
 def test_a_stage_that_was_not_reached_is_not_measured():

@@ -54,6 +54,9 @@ def test_what_cannot_be_settled_is_refused_with_the_reason(ledger):
     for path, said, status in [
         ("99", verdict(), 404),
         ("x", verdict(), 404),
+        ("9" * 20, verdict(), 404),
+        ("9" * 5000, verdict(), 404),
+        ("٣", verdict(), 404),
         (number, verdict(verdict="liked"), 400),
         (number, verdict(reviewer=""), 400),
         (number, verdict(reviewer="e" * 81), 400),

@@ -70,6 +70,7 @@ for _ in range(40):
         {"type": "object", "properties": [], "required": []},
         {"type": "object", "required": ["gone"]},
         {"type": "object", "additionalProperties": {"type": "string"}},
+        *(object_of(a={"type": "null"}) | {"additionalProperties": number} for number in (0, 1, 1.0)),
         object_of(**{"x" * 300: {"type": "null"}}),
         object_of(**{f"p{n}": {"type": "string"} for n in range(1000)}),
         DEEP,

@@ -161,6 +161,17 @@ def test_another_embedder_or_chunker_gets_a_table_beside_the_old_one():
     store.open_index(first).verify()
 
 
+def test_an_index_of_the_schema_before_answers_and_the_next_build_takes_a_table_beside_it(monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr(tables, "SCHEMA", "store-2")
+        before.setattr(build, "schema", lambda *given: tables.schema(*given).empty_table().drop_columns("parts").schema)
+        before.setattr(build, "rows", lambda *given: tables.rows(*given).drop_columns("parts"))
+        old = write(*TEXTS)
+    store.open_index(old).verify()
+    assert found(old, "How long does trash keep files?")[0] == TEXTS[0]
+    assert write(*TEXTS).table != old.table
+
+
 def test_a_table_made_by_another_embedder_is_refused_before_the_write(monkeypatch):
     first, embed = write(*TEXTS), Embed()
     monkeypatch.setattr(build, "table_name", lambda *_: first.table)

@@ -28,7 +28,7 @@ class Index:
     def __init__(self, record: IndexVersion):
         self.record = record
         self._table = open_version(record.uri, record.table, record.version)
-        refuse_other(self._table, record.table, record.embedder, record.chunker)
+        refuse_other(self._table, record.table, embedder=record.embedder, chunker=record.chunker)
         about = read(self._table, ("id", "access", "tenant"))
         self._offsets = {chunk_id: offset for offset, chunk_id in enumerate(about["id"].to_pylist())}
         self._labelled = any(set(about[name].unique().to_pylist()) - {""} for name in ("access", "tenant"))

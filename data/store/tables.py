@@ -150,7 +150,7 @@ def open_to_write(name: str, embedder: str, chunker: str):
     if name not in _names(settings().store):
         return None
     table = open_version(settings().store, name)
-    refuse_other(table, name, embedder, chunker)
+    refuse_other(table, name, embedder=embedder, chunker=chunker, schema=SCHEMA)
     return table
 
 
@@ -158,9 +158,13 @@ def _names(uri: str) -> list[str]:
     return connect(uri).table_names(limit=100_000)
 
 
-def refuse_other(table, name: str, embedder: str, chunker: str) -> None:
+def refuse_other(table, name: str, **wanted: str) -> None:
+    """Raises ValueError when a table was made with anything else than is `wanted`: embedder, chunker, schema.
+
+    What is only read may have an older schema: a release answers from its index until the next build.
+    """
     made = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    for what, value in (("embedder", embedder), ("chunker", chunker), ("schema", SCHEMA)):
+    for what, value in wanted.items():
         if made.get(what) != value:
             raise ValueError(
                 f"table {name} was made with {what} {made.get(what)}, not {value}; build a new one beside it"
