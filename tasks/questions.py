@@ -64,7 +64,8 @@ def compare(
     """
     n = len(texts)
     if min(reference, n - reference) < FEWEST:
-        raise ValueError(f"{reference} reference and {n - reference} window questions; collect {FEWEST} of each")
+        given = f"{reference} reference and {n - reference} window questions"
+        raise ValueError(f"{given}; collect at least {FEWEST} of each")
     labels = relabel(n, reference, users, permutations, np.random.default_rng(seed))
     similarity = embeddings @ embeddings.T
     return Tests(

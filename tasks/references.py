@@ -105,9 +105,9 @@ def learned(
     else:
         state = state | {"owner": owner, "reference": [], "deployed": None, "promoted": promoted}
         if state["detector"]:
-            detector = _fed(stream.bad, state, earlier)
-            detector = edetector.restart(detector) if detector.alarm else detector
-            state |= {"detector": as_json(detector), "deployed": detector.events}
+            state |= {"detector": as_json(_fed(stream.bad, state, earlier))}
+            state = restarted(state) if state["detector"]["alarm"] else state
+            state |= {"deployed": state["detector"]["events"]}
     seen = values
     if state["reference"] is not None:  # None: complete
         missing = max(0, needed - len(state["reference"]))
@@ -157,7 +157,8 @@ def restarted(state: dict) -> dict:
     """The state after somebody acted on its alarm: the detector, if it has one, begins again, the reference stays."""
     if not state.get("detector"):
         return state
-    return state | {"detector": as_json(edetector.restart(EDetector.of(state["detector"]))), "deployed": None}
+    detector = as_json(edetector.restart(EDetector.of(state["detector"])))
+    return state | {"detector": detector, "deployed": None, "began": None}
 
 
 def covers_deploy(state: dict, chosen: MonitorSettings) -> bool:

@@ -40,6 +40,11 @@ def test_a_reference_restarts_with_the_prompt_and_not_with_the_index():
     assert before == reindexed
 
 
+def test_what_must_never_be_has_no_slack():
+    rates = [learned(name, None, [0.0] * 10, LIVE, SMALL)[0]["detector"]["p0"] for name in ("leaks", "repetition")]
+    assert rates[1] > rates[0] + 0.5 * SMALL.slack
+
+
 def test_the_parents_detector_watches_a_new_prompt_while_its_reference_is_learnt():
     state, _ = learned("grounding", None, [0.0] * 10, LIVE, SMALL)
     state, left = learned("grounding", state, [1.0] * 3, REPROMPTED, SMALL)
@@ -65,6 +70,7 @@ def test_an_alarm_ends_with_the_release_it_was_about():
     assert same["detector"]["alarm"] and same["promoted"] == 100.0
     after, left = learned("format", state, [0.0], REPROMPTED, SMALL, [1.0] * 5, 200.0)
     assert not after["detector"]["alarm"] and after["promoted"] == 200.0
+    assert (after["deployed"], after["began"]) == (0, None)
     assert left == [0.0] and after["reference"] == [0.0], "what the release before said is not its own"
 
 
