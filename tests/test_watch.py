@@ -143,15 +143,17 @@ def test_question_windows_are_disjoint_and_wait_until_they_are_full():
     assert (state["reference"], state["pending"]) == (list(range(10)), [10, 11])
 
 
-def asked_often(tmp_path, monkeypatch, questions):
-    """The question windows over a log with these questions, reference first."""
+def asked_often(tmp_path, monkeypatch, questions, state=None):
+    """The question windows over a log with these questions, reference first, or those that `state` knows."""
     log = RequestLog(f"sqlite:///{tmp_path}/log-{questions[0]}-{questions[-1]}.db")
     monkeypatch.setattr(references, "RequestLog", lambda _: log)
     vector = np.ones(4, "<f2").tobytes()
     for number, question in enumerate(questions):
         log.write(Logged(f"r{number}", 0.0, "wiki", "rel", "live", question=question, embedding=vector))
     log.flush()
-    found = references.question_windows(None, log.window("wiki"), MonitorSettings(reference=30, window=25))
+    found = references.question_windows(
+        state, [] if state else log.window("wiki"), MonitorSettings(reference=30, window=25)
+    )
     log.close()
     return found
 
@@ -166,10 +168,10 @@ def test_one_question_asked_again_and_again_is_no_window(tmp_path, monkeypatch):
     assert window is None and (state["reference"], state["pending"]) == ([], [])
 
 
-def test_a_window_waits_while_its_reference_is_learnt_anew():
-    state = {"reference": [], "pending": list(range(100, 130)), "windows": 3, "detector": None}
-    rows = [{"id": 1, "embedding": b"x"}]
-    assert references.question_windows(state, rows, SMALL)[:2] == (None, None)
+def test_a_window_waits_while_its_reference_is_learnt_anew(tmp_path, monkeypatch):
+    state = {"reference": list(range(1, 21)), "pending": list(range(21, 51)), "windows": 3, "detector": None}
+    found = asked_often(tmp_path, monkeypatch, [f"question {number}" for number in range(50)], state)
+    assert found[:2] == (None, None) and len(found[2]["pending"]) == 30
 
 
 def test_the_budget_is_stated_and_shared_by_every_signal():
