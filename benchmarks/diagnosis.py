@@ -182,7 +182,8 @@ class World:
             flood = number >= n
             user = "flooder" if flood else f"user{self.luck.randrange(60)}"
             rating = -1 if flood or self.luck.random() < 0.10 else 1
-            found.append({"assistant": self.name, "rating": rating, "user": user, "chunks": [], "at": time.time()})
+            said = {"assistant": self.name, "release": self.live.id, "rating": rating, "user": user, "chunks": []}
+            found.append(said | {"at": time.time()})
         self.luck.shuffle(found)
         return found
 
@@ -195,6 +196,7 @@ class World:
             bad = self.luck.random() < wrong
             self.labelled += 1
             said = {"assistant": self.name, "question": asked(topic, plan), "answer": right, "chunks": []}
+            said |= {"release": self.live.id}
             said |= {"edit": right, "answer": "It is 7."} if bad else {"rating": 1}
             verdict = {"kind": "feedback", "state": "settled", "verdict": "accepted", "reviewer": "Ann", "body": {}}
             found.append((said | {"at": time.time()}, verdict | {"assistant": self.name}))
@@ -225,6 +227,7 @@ def live_through(world: World) -> tuple[str, str]:
     go_live(book, before)
     if not deployed:
         go_live(book, world.live)
+        aged(book, world.name)
     stale = Staleness((), (), (), "f")
     probes = {"key": "k", "embedder": "emb", "rate": 1.0}
 
@@ -234,9 +237,10 @@ def live_through(world: World) -> tuple[str, str]:
             patch.object(watch, "unbury", lambda *_: None),
             patch.object(watch, "wait_for_quiet", lambda *_: None),
             patch.object(watch, "probe", lambda *_: (probes, None)),
+            patch.object(watch, "with_passages", lambda _live, asked: asked),
             patch.object(replay, "answers", world.answers),
         ):
-            evidence, states = watch.watch(world.name)
+            evidence, states = watch.watch(world.name, watch.outdated(world.name))
         book.store_signals(world.name, states)
         return diagnose.diagnose(evidence, DiagnosisSettings(retrain_examples=60))
 
@@ -254,18 +258,17 @@ def live_through(world: World) -> tuple[str, str]:
 
     first = before if deployed else world.live
     if cause.anchors:
-        book.decide(world.name, "anchors", None, "judged", "", {"verdicts": [1.0] * 30 + [0.0] * 20})
+        verdicts = [1.0] * 30 + [0.0] * 20
+        book.store_signals(world.name, {"judge": {"version": "v", "first": verdicts}})
     write(world.rows(QUIET, first, False), world.ratings(QUIET, False), world.labels(LABELS, 0.08))
     early = look()
     if early.kind != "nothing":
         return early.kind, f"{early.row} before anything happened"
     if deployed:
         go_live(book, world.live)
-    else:
-        aged(book, world.name)
     if cause.anchors:
-        verdicts = [0.0] * cause.anchors + [1.0] * (30 - cause.anchors) + [0.0] * 20
-        book.decide(world.name, "anchors", None, "judged", "", {"verdicts": verdicts})
+        now = [0.0] * cause.anchors + [1.0] * (30 - cause.anchors) + [0.0] * 20
+        book.store_signals(world.name, {"judge": {"version": "v", "first": verdicts, "now": now}})
     if cause.stale:
         stale = Staleness(tuple((f"plan{n}.md", "limits") for n in range(cause.stale)), (), (), "g")
     told = ("nothing", "-")

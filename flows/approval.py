@@ -6,6 +6,7 @@ called by another flow can not. So a run that waits holds one of the worker's sl
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def approved(book: Ledger, decision: Decision, hours: float) -> Decision:
             if row["verdict"] == "approved":
                 return decision
             break
+    start = time.monotonic()
     said = ask(decision, hours)
     if said is None:
         verdict, reason, after = "expired", f"Nobody approved it within {hours:g} hours.", "hold"
@@ -48,6 +50,7 @@ def approved(book: Ledger, decision: Decision, hours: float) -> Decision:
     else:
         verdict, reason, after = "declined", f"Declined by {said.who}. {said.note}".strip(), "reject"
     told = {"champion": decision.champion, "who": said and said.who, "hours": hours, "gate": decision.reason}
+    told |= {"waited": round(time.monotonic() - start, 1)}
     book.decide(name, "approval", decision.release, verdict, reason, told)
     if verdict == "approved":
         return replace(decision, notes=(*decision.notes, reason))

@@ -21,6 +21,7 @@ from tasks.evidence import DiagnosisSettings, Evidence
 from tasks.references import MonitorSettings
 from tasks.remedy import Brakes
 
+find_outdated = task(watch.outdated, name="outdated")
 watch_assistant = task(watch.watch, name="watch")
 diagnose_evidence = task(diagnose.diagnose, name="diagnose")
 
@@ -37,16 +38,21 @@ def monitor(
         name = row["name"]
         if row["live_release"] is None or row["paused"] or (assistants and name not in assistants):
             continue
-        state = watch_assistant(name, chosen, return_state=True)
-        if not state.is_completed():  # one assistant that cannot be watched must not blind the others
-            evidence, states = Evidence(), book.signal_states(name)
-            found = Remedy("alert", "unwatched", f"{name} cannot be watched: {state.message}")
-        else:
+        stale = find_outdated(name, chosen, return_state=True)
+        state = watch_assistant(name, stale.result(), chosen, return_state=True) if stale.is_completed() else stale
+        if state.is_completed():
             evidence, states = state.result()
             found = diagnose_evidence(evidence, table)
             print(f"{name}: {evidence.budget}")
-        ask_for(book, name, row["live_release"], found, evidence, states)
-        outcome.outcomes(book, name, evidence.signals, states)
+            ask_for(book, name, row["live_release"], found, evidence, states)
+            outcome.outcomes(book, name, evidence.signals, states)
+        else:  # it must blind neither the other assistants nor this one to an edit
+            evidence, states = Evidence(), {}
+            if stale.is_completed() and stale.result():
+                evidence, states = watch.staleness_alone(name, stale.result())
+                ask_for(book, name, row["live_release"], diagnose_evidence(evidence, table), evidence, states)
+            found = Remedy("alert", "unwatched", f"{name} cannot be watched: {state.message}")
+            ask_for(book, name, row["live_release"], found, evidence, states)
         report.signals(name, evidence, found)
         done[name] = found.kind
     RequestLog(settings().requests).prune(settings().retention_days)
@@ -56,7 +62,7 @@ def monitor(
 def ask_for(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidence, states: dict) -> None:
     """Record the decision, with an outbox row if the remedy is one that acts; then wake its flow with an event."""
     acts = found.kind in remedy.KINDS
-    body = {"reason": found.reason, "row": found.row, "signals": list(evidence.alarms)}
+    body = {"reason": found.reason, "row": found.row, "signals": diagnose.acted_on(found, evidence)}
     body |= {"events": (events := diagnose.events_behind(found, evidence))}
     brakes = remedy.consulted(book, name, found.kind, body) if acts else {}
     if acts:
@@ -83,13 +89,14 @@ def ask_for(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidenc
 
 
 def said_already(book: Ledger, name: str, live: str, found: Remedy) -> bool:
-    """Whether the last diagnosis of this release was the same: an alarm that stays on is told once."""
-    last = book.decisions(name, "diagnosis", 1)
-    return bool(last) and (last[0]["release"], last[0]["verdict"], last[0]["body"]["row"]) == (
-        live,
-        found.kind,
-        found.row,
+    """Whether the last diagnosis of this release was the same, of the same alarms: one that stays on is told once."""
+    last = next(iter(book.decisions(name, "diagnosis", 1)), None)
+    if last is None or (last["release"], last["verdict"], last["body"]["row"]) != (live, found.kind, found.row):
+        return False
+    before, now = (
+        [signal["name"] for signal in body.get("signals", ())] for body in (last["body"]["evidence"], found.evidence)
     )
+    return before == now
 
 
 @flow(log_prints=True)

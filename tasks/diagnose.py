@@ -7,7 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from data.records import Record, as_json, digest
 from tasks.evidence import (
+    OUTDATED,
+    QUALITY,
+    RATINGS,
     REMEDY_OF,
+    RETRIEVAL,
     DiagnosisSettings,
     Evidence,
     after_release,
@@ -27,6 +31,7 @@ from tasks.evidence import (
     recovers,
     rivals,
 )
+from tasks.streams import BROKEN
 
 KINDS = (
     "reindex",
@@ -64,12 +69,13 @@ Say = Callable[[Evidence, DiagnosisSettings], str]
 
 @dataclass(frozen=True)
 class Row:
-    """One row: if `when` holds, do `kind` and `say` why."""
+    """One row: if `when` holds, do `kind` and `say` why; done, the detectors of the signals it is `about` restart."""
 
     name: str
     kind: str
     when: Callable[[Evidence, DiagnosisSettings], bool]
     say: Say
+    about: tuple[str, ...] = ()
 
 
 TABLE: tuple[Row, ...] = (
@@ -78,6 +84,7 @@ TABLE: tuple[Row, ...] = (
         "rollback",
         lambda e, s: bool(broken(e, s)) and after_release(e, s),
         lambda e, s: f"{'Stop the canary' if e.in_canary else 'Roll back now'}: {'; '.join(broken(e, s))}.",
+        (*BROKEN, "probes"),
     ),
     Row(
         "1",
@@ -99,18 +106,21 @@ TABLE: tuple[Row, ...] = (
         "rollback",
         lambda e, s: quality_moved(e) and e.change_covers_deploy and better(e, "release"),
         lambda e, s: f"Quality fell with the last release, and the one before does better: {_figures(e, 'release')}.",
+        (*QUALITY, *RATINGS),
     ),
     Row(
         "3",
         "reindex",
-        lambda e, s: e.stale_sections > 0 or e.alarmed("staleness", "deleted text cited"),
+        lambda e, s: e.stale_sections > 0 or e.alarmed(*OUTDATED),
         lambda e, s: f"{e.stale_sections or 'Some'} sections changed, are new or are gone since they were indexed.",
+        OUTDATED,
     ),
     Row(
         "4",
         "reindex",
         lambda e, s: coverage_fell(e) and recovers(e, s, "index") and not rivals(e, s),
         lambda e, s: f"Retrieval got worse and a refreshed index recovers it: {_figures(e, 'index')}.",
+        RETRIEVAL,
     ),
     Row(
         "5",
@@ -129,6 +139,7 @@ TABLE: tuple[Row, ...] = (
             f"Answers given good context are worse for {e.worse_windows} windows, with {e.new_labelled_examples} new "
             f"labelled examples and {e.new_preferences} preferences to learn from."
         ),
+        QUALITY,
     ),
     Row(
         "7",
@@ -138,6 +149,7 @@ TABLE: tuple[Row, ...] = (
             f"Answers given good context are worse, and {e.new_labelled_examples} labelled examples are too few to "
             f"retrain ({s.retrain_examples}): reprompt with them and collect labels."
         ),
+        QUALITY,
     ),
     Row(
         "7",
@@ -222,6 +234,12 @@ def cause(
         events is None or events >= s.evidence,
         *([labels // needed[found.kind]] if found.kind in needed else []),
     )
+
+
+def acted_on(found: Remedy, e: Evidence) -> list[str]:
+    """Signals in alarm that the remedy answers; the detectors of all others go on as they are."""
+    about = {name for row in TABLE if row.name == found.row for name in row.about}
+    return [name for name in e.alarms if name in about]
 
 
 def events_behind(found: Remedy, e: Evidence) -> int | None:

@@ -12,7 +12,8 @@ RETRIEVAL = ("retrieval", "top score", "score gap", "unanswerable", "probes")
 QUALITY = ("quality", "labels", "grounding", "abstention")
 RATINGS = ("ratings", "edits")
 JUDGE = ("judge", "anchors")
-COVERED = (*QUERIES, *RETRIEVAL, *QUALITY, *RATINGS, *JUDGE, "staleness", "deleted text cited")
+OUTDATED = ("staleness", "deleted text cited")
+COVERED = (*QUERIES, *RETRIEVAL, *QUALITY, *RATINGS, *JUDGE, *OUTDATED)
 """Signals that rows of the table are about; the alarm of any other is for a person."""
 
 
@@ -46,10 +47,10 @@ class DiagnosisSettings(Record):
 class Evidence(Record):
     """Everything the table looks at. What was not measured stays at its default, which never acts.
 
-    Times are from the last promotion to the *beginning* of the trouble (None: no promotion). `replay` holds one
-    paired interval for each swapped component, swapped - live, on live quality: "index" (refreshed), "model",
-    "prompt", "retrieval" and "release" (the previous release whole). `loss` is how far quality fell, 0 to 1. `budget`
-    says how often the signals alarm by chance.
+    Times are from the last promotion that could be the cause to the *beginning* of the trouble (None: none was).
+    `replay` holds one paired interval for each swapped component, swapped - live, on live quality: "index"
+    (refreshed), "model", "prompt", "retrieval" and "release" (the previous release whole). `loss` is how far quality
+    fell, 0 to 1. `budget` says how often the signals alarm by chance.
     """
 
     signals: tuple[Signal, ...] = ()
@@ -58,7 +59,6 @@ class Evidence(Record):
     in_canary: bool = False
     hard_broken: tuple[str, ...] = ()
     parse_failures: float = 0.0
-    schema_mismatch: bool = False
     below_chance: bool = False
     version_mismatch: bool = False
     volume_jump: bool = False
@@ -87,7 +87,12 @@ class Evidence(Record):
 
     @property
     def worth_a_replay(self) -> bool:
-        """Quality, what is found or what people say got worse, so that it matters which component did it."""
+        """Quality, what is found or what people say got worse, so that it matters which component did it.
+
+        Not where an outdated index is to be healed first (row 3), which only a rollback (row 2) would come before.
+        """
+        if self.stale_sections and not self.change_covers_deploy:
+            return False
         return quality_moved(self) or coverage_fell(self) or rating_moved(self)
 
 
@@ -99,8 +104,6 @@ def broken(e: Evidence, s: DiagnosisSettings) -> list[str]:
     found = list(e.hard_broken)
     if e.parse_failures > s.parse_failures:
         found.append(f"{e.parse_failures:.1%} of outputs do not parse ({s.parse_failures:.1%} allowed)")
-    if e.schema_mismatch:
-        found.append("schema mismatch")
     if e.below_chance:
         found.append("scores below chance")
     return found

@@ -16,7 +16,7 @@ from data.tables import reviews, trainings
 class Label(Record):
     """A reviewed piece of feedback. `right` is the answer that should have been given, '' where nobody wrote one.
 
-    `review` counts reviews in the order in which they were settled.
+    `review` counts reviews in the order in which they were settled; `release` is what gave the answer.
     """
 
     seq: int
@@ -24,6 +24,7 @@ class Label(Record):
     question: str
     wrong: bool
     right: str
+    release: str | None = None
 
 
 def labels(book: Ledger, assistant: str) -> list[Label]:
@@ -38,7 +39,7 @@ def labels(book: Ledger, assistant: str) -> list[Label]:
             continue
         wrong = review["verdict"] == "corrected" or bool(row["edit"]) or row["rating"] == -1
         right = review["answer"] or row["edit"] or ("" if wrong else row["answer"])
-        found.append(Label(row["seq"], number, row["question"], wrong, right or ""))
+        found.append(Label(row["seq"], number, row["question"], wrong, right or "", row["release"]))
     return found
 
 

@@ -10,7 +10,7 @@ SETTLED = 100
 
 
 def outcomes(book: Ledger, assistant: str, signals: tuple[Signal, ...], states: dict[str, dict]) -> list[int]:
-    """Record what came of every remedy that has been settled and not been judged yet; their outbox numbers.
+    """Record what came of every remedy settled before this look that has not been judged yet; their outbox numbers.
 
     A stream is judged after SETTLED events since its detector was restarted, everything else at the next look.
     """
@@ -18,7 +18,8 @@ def outcomes(book: Ledger, assistant: str, signals: tuple[Signal, ...], states: 
     costs = {row["body"]["outbox"]: row["body"]["seconds"] for row in book.decisions(assistant, "remedy", limit=10_000)}
     now, done = {signal.name: signal for signal in signals}, []
     for row in book.outbox(assistant, ("acted", "refused", "vetoed")):
-        if row["seq"] in judged or not row["body"].get("signals"):
+        after = row["settled_at"] > states["cursor"]["at"]
+        if row["seq"] in judged or after or not row["body"].get("signals"):
             continue
         names = row["body"]["signals"]
         still = [name for name in names if name in now and now[name].alarm]

@@ -15,6 +15,8 @@ import numpy as np
 from scipy import sparse, stats
 
 NEIGHBOURS = 64
+FEWEST = 20
+"""Different questions on a side below which nothing is tested."""
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -58,11 +60,12 @@ def compare(
         users: who asked each; relabelling then moves all questions of a user together.
 
     Raises:
-        ValueError: with fewer than 20 questions on a side.
+        ValueError: with fewer than FEWEST questions on a side.
     """
     n = len(texts)
-    if min(reference, n - reference) < 20:
-        raise ValueError(f"{reference} reference and {n - reference} window questions; collect at least 20 of each")
+    if min(reference, n - reference) < FEWEST:
+        given = f"{reference} reference and {n - reference} window questions"
+        raise ValueError(f"{given}; collect at least {FEWEST} of each")
     labels = relabel(n, reference, users, permutations, np.random.default_rng(seed))
     similarity = embeddings @ embeddings.T
     return Tests(

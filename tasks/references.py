@@ -7,6 +7,7 @@ parent's meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,9 @@ from settings import settings
 from tasks import edetector
 from tasks.drift import Questions
 from tasks.edetector import EDetector
+from tasks.questions import FEWEST, collapse
 from tasks.signals import Signal
-from tasks.streams import STREAMS, badness, usual
+from tasks.streams import BROKEN, STREAMS, badness, usual
 
 SIGNALS = len(STREAMS) + 1
 """The family that shares the false-alarm budget: every stream, and the windows of questions."""
@@ -78,42 +80,55 @@ def owners(live: Release) -> dict[str, str]:
 
 
 def learned(
-    name: str, state: dict | None, values: list, live: Release, chosen: MonitorSettings
+    name: str,
+    state: dict | None,
+    values: Sequence,
+    live: Release,
+    chosen: MonitorSettings,
+    earlier: Sequence = (),
+    promoted: float | None = None,
 ) -> tuple[dict, list[float]]:
     """The state of a stream after it learnt what it still has to, and what is left for its detector, 1 being bad.
 
-    A stream whose reference became void learns a new one, and its old detector goes on until that is complete. While
-    that one is in alarm the new reference is not taken: what is broken must not become what is usual.
+    `earlier` are this run's values from before the live release, which went live at `promoted` (epoch seconds). A
+    stream whose reference became void learns a new one, and its old detector goes on until that is complete; an alarm
+    it had was about what is gone, so it begins again. Where it alarms over what the new reference would be made of,
+    that is not taken: what is broken must not become what is usual.
     """
     stream = STREAMS[name]
     owner, needed = owners(live)[stream.of], chosen.reference_labels if stream.source == "labels" else chosen.reference
-    state = state or {
-        "owner": owner,
-        "reference": [],
-        "usual": [],
-        "detector": None,
-        "release": live.id,
-        "deployed": None,
-    }
-    if state["owner"] != owner:
-        state = state | {"owner": owner, "reference": []}
-    if state["release"] != live.id:
-        events = state["detector"]["events"] if state["detector"] else None
-        state = state | {"release": live.id, "deployed": events}
+    if state is None or "promoted" not in state:  # there is none, or one of an earlier version
+        state = {"owner": owner, "reference": [], "usual": [], "detector": None}
+        state |= {"deployed": None, "promoted": promoted, "began": None}
+    if state["owner"] == owner:
+        values = [*earlier, *values]
+    else:
+        state = state | {"owner": owner, "reference": [], "deployed": None, "promoted": promoted}
+        if state["detector"]:
+            state |= {"detector": as_json(_fed(stream.bad, state, earlier))}
+            state = restarted(state) if state["detector"]["alarm"] else state
+            state |= {"deployed": state["detector"]["events"]}
     seen = values
     if state["reference"] is not None:  # None: complete
-        missing = needed - len(state["reference"])
-        reference = state["reference"] + values[: max(0, missing)]
-        state = state | {"reference": reference}
-        if state["detector"] is None:
-            seen = values[max(0, missing) :]
-        if len(reference) >= needed and not (state["detector"] and state["detector"]["alarm"]):
-            mark = usual(stream.bad, reference)
-            rate = edetector.upper_rate([badness(stream.bad, mark, value) for value in reference])
-            detector = as_json(edetector.watch(rate, bar(chosen), chosen.slack))
-            seen = values[max(0, missing) :]
-            state = state | {"usual": mark, "detector": detector, "reference": None, "deployed": None}
+        missing = max(0, needed - len(state["reference"]))
+        state = state | {"reference": [*state["reference"], *values[:missing]]}
+        if state["detector"] and len(state["reference"]) >= needed and _fed(stream.bad, state, values[:missing]).alarm:
+            state |= {"reference": []}
+        elif len(state["reference"]) >= needed:
+            mark = usual(stream.bad, state["reference"])
+            rate = edetector.upper_rate([badness(stream.bad, mark, value) for value in state["reference"]])
+            detector = as_json(edetector.watch(rate, bar(chosen), 0.0 if name in BROKEN else chosen.slack))
+            seen = values[missing:]
+            state |= {"usual": mark, "detector": detector, "reference": None, "deployed": None}
     return state, [badness(stream.bad, state["usual"], value) for value in seen] if state["detector"] else []
+
+
+def _fed(bad: str, state: dict, values: Sequence) -> EDetector:
+    """The state's detector after these values of its stream."""
+    detector = EDetector.of(state["detector"])
+    for value in values:
+        detector = edetector.update(detector, badness(bad, state["usual"], value))
+    return detector
 
 
 def learning(states: dict[str, dict], chosen: MonitorSettings) -> dict[str, tuple[int, int]]:
@@ -127,21 +142,23 @@ def learning(states: dict[str, dict], chosen: MonitorSettings) -> dict[str, tupl
 
 
 def watched(state: dict, signal: Signal, now: float) -> dict:
-    """The state after its detector saw the new values: the detector, and one more point of its plot."""
+    """The state after its detector saw the new values: the detector, and one more point of its plot.
+
+    `began` is when what the detector takes for the beginning of the trouble was seen, to one run of the monitor.
+    """
     point = [round(now), round(signal.value, 4), round(signal.evidence["rate"], 4), signal.evidence["n"]]
     trail = [*state.get("trail", []), point] if signal.evidence["n"] else state.get("trail", [])
-    return state | {"detector": signal.evidence["state"], "trail": trail[-TRAIL:]}
+    same = state["began"] is not None and signal.evidence["since"] == state["detector"]["since"]
+    began = state["began"] if same else now
+    return state | {"detector": signal.evidence["state"], "trail": trail[-TRAIL:], "began": began}
 
 
-def restarted(state: dict, outbox: int) -> dict:
-    """The state after somebody acted on its alarm in `outbox` row: the detector begins again, the reference stays."""
-    if state.get("acted", 0) >= outbox or not state["detector"]:
+def restarted(state: dict) -> dict:
+    """The state after somebody acted on its alarm: the detector, if it has one, begins again, the reference stays."""
+    if not state.get("detector"):
         return state
-    return state | {
-        "detector": as_json(edetector.restart(EDetector.of(state["detector"]))),
-        "deployed": None,
-        "acted": outbox,
-    }
+    detector = as_json(edetector.restart(EDetector.of(state["detector"])))
+    return state | {"detector": detector, "deployed": None, "began": None}
 
 
 def covers_deploy(state: dict, chosen: MonitorSettings) -> bool:
@@ -160,20 +177,25 @@ def question_windows(
 ) -> tuple[Questions | None, Questions | None, dict]:
     """Reference and window of questions (None while they fill) and the state that remembers which requests they are.
 
-    A busy assistant's window is larger, up to four times; older questions that did not fit are not tested.
+    A busy assistant's window is larger, up to four times; older questions that did not fit are not tested. Where too
+    few differ on a side (one question asked again and again, rows deleted), that side is collected anew.
     """
     state = state or {"reference": [], "pending": [], "windows": 0, "detector": None}
-    state = state | {"detector": state["detector"] or as_json(edetector.watch_p(question_bar(chosen)))}
+    if not state["detector"] or state["detector"]["threshold"] != question_bar(chosen):
+        state = state | {"detector": as_json(edetector.watch_p(question_bar(chosen)))}
     ids = [r["id"] for r in rows if r["embedding"]]
     missing = max(0, chosen.reference - len(state["reference"]))
     state = state | {"reference": state["reference"] + ids[:missing]}
     state = state | {"pending": (state["pending"] + ids[missing:])[-4 * chosen.window :]}
-    if len(state["pending"]) < chosen.window:
+    if len(state["reference"]) < chosen.reference or len(state["pending"]) < chosen.window:
         return None, None, state
     log = RequestLog(settings().requests)
     kept = {part: log.rows(state[part]) for part in ("reference", "pending")}
     if len(kept["reference"]) < chosen.reference // 2:  # pruned, or deleted by their users: learn again
         return None, None, state | {"reference": [row["id"] for row in kept["reference"]]}
+    poor = [part for part, rows in kept.items() if len(collapse([row["question"] for row in rows])) < FEWEST]
+    if poor:
+        return None, None, state | {part: [] for part in ("pending", *poor)}
     return questions(kept["reference"]), questions(kept["pending"]), state
 
 

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 
 from data.ledger import Ledger
 from data.records import Record
+from data.requests import RequestLog
+from settings import settings
+from tasks import references
 from tasks.evidence import DiagnosisSettings
+from tasks.streams import BROKEN
 
 KINDS = ("reindex", "retrain", "rollback")
 MANUAL = "by hand"
@@ -80,6 +84,12 @@ def spent(ledger: Ledger, name: str, since: float) -> float:
     return sum(run["body"]["seconds"] for run in runs if run["at"] >= since)
 
 
+def waited(ledger: Ledger, name: str, since: float) -> float:
+    """Seconds that runs of an assistant stood still for a person's word, given since a time: no machine time."""
+    words = ledger.decisions(name, "approval", limit=1000)
+    return sum(word["body"].get("waited", 0.0) for word in words if word["at"] >= since)
+
+
 def waits(ledger: Ledger, row: dict, brakes: Brakes, now: float) -> str:
     """Why this row must wait, or '': a pause, a cooldown, or its kind is running. It stays open for `reconcile`."""
     name, kind = row["assistant"], row["kind"]
@@ -117,8 +127,17 @@ def veto(ledger: Ledger, outbox: int, who: str, why: str = "") -> bool:
 
 
 def pause(ledger: Ledger, assistant: str, paused: bool, who: str, why: str = "") -> None:
-    """Stop or resume the automatic remedies of an assistant, on record; open remedies wait and are not lost."""
+    """Stop or resume the automatic remedies of an assistant, on record; open remedies wait and are not lost.
+
+    Who resumes has seen to what was broken: its detectors begin again, with the requests from now on.
+    """
     ledger.assistant(assistant)
+    if not paused:
+        known = ledger.signal_states(assistant)
+        states = {name: references.restarted(known[name]) for name in BROKEN if name in known}
+        if "cursor" in known:
+            states["cursor"] = known["cursor"] | {"request": RequestLog(settings().requests).last_id(assistant)}
+        ledger.store_signals(assistant, states)
     ledger.pause(assistant, paused)
     verdict = "paused" if paused else "resumed"
     ledger.decide(assistant, "pause", None, verdict, f"{verdict} by {who}" + (f": {why}" if why else ""), {})
@@ -160,7 +179,7 @@ def claimed(ledger: Ledger, outbox: int, run: str, brakes: Brakes) -> Iterator[C
         return
     said: list[str] = []
     unfinished: list[str] = []
-    start, ended = time.monotonic(), "failed"
+    at, start, ended = time.time(), time.monotonic(), "failed"
     try:
         yield Claim(outbox, row["assistant"], row["kind"], row["cause"], row["body"], said.append, unfinished.append)
         ended = "again" if unfinished else "acted"
@@ -168,7 +187,8 @@ def claimed(ledger: Ledger, outbox: int, run: str, brakes: Brakes) -> Iterator[C
         ledger.free(outbox, run)
         raise
     finally:
-        cost = {"outbox": outbox, "seconds": round(time.monotonic() - start, 1), "run": run}
+        seconds = time.monotonic() - start - waited(ledger, row["assistant"], at)
+        cost = {"outbox": outbox, "seconds": round(max(0.0, seconds), 1), "run": run}
         ledger.decide(row["assistant"], "remedy", None, ended, said[-1] if said else row["kind"], cost)
     if unfinished:
         print(f"{row['kind']} will be tried again: {unfinished[-1]}")

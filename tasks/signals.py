@@ -71,7 +71,7 @@ def probe_hits(hits: Sequence[float], reference: float | None) -> Signal:
     p = float(stats.binom.cdf(found, n, min(reference, 1 - 1 / n))) if reference is not None else 1.0
     before = f"{reference:.1%} before" if reference is not None else "the first look"
     sentence = f"{rate:.1%} of {n} probe questions find their section ({before})."
-    return Signal("probes", 1 - rate, p < 0.001, sentence, {"rate": rate, "reference": reference, "p": p})
+    return Signal("probes", 1 - rate, p < 0.001, sentence, {"rate": rate, "n": n, "reference": reference, "p": p})
 
 
 def volume(requests: int, hours: float, before: Sequence[float]) -> Signal:

@@ -136,7 +136,29 @@ def _insulting(text: str) -> float:
 
 
 def _unmeasured(row: dict) -> float | None:
-    return float(row["grounding"] is None or not row["embedding"]) if _answered(row) else None
+    if not _answered(row) or not _searched(row):
+        return None
+    return float(row["grounding"] is None or not row["embedding"])
+
+
+def _searched(row: dict) -> bool:
+    """Whether the documents were searched for it: a client may ask without (`retrieval: off`)."""
+    return bool(row["embedding"] or row["chunks"])
+
+
+def _marked(pattern: re.Pattern) -> Callable[[dict], float]:
+    """Marks of the answer that neither the question nor a passage (see `watch.with_passages`) put there."""
+
+    def read(row: dict) -> float:
+        given = f"{row['question']}\n{row.get('passages', '')}"
+        return float(any(mark[0] not in given for mark in pattern.finditer(row["answer"])))
+
+    return read
+
+
+def carries_marks(row: dict) -> bool:
+    """Whether an answer has a mark in it, from wherever."""
+    return any(pattern.search(row["answer"]) for pattern in (TEMPLATE, LEAKED))
 
 
 def _when(condition: Callable[[dict], bool], value: Callable[[dict], float | str | None]):
@@ -165,7 +187,7 @@ STREAMS: dict[str, Stream] = {
     "unanswerable": Stream(
         "retrieval",
         "questions the documents seem not to be about",
-        _when(_ok, lambda r: float((r["similarity"] or 0.0) < RELEVANT)),
+        _when(lambda r: _ok(r) and _searched(r), lambda r: float((r["similarity"] or 0.0) < RELEVANT)),
         of="retrieval",
     ),
     "grounding": Stream("answers", "words of answers that no passage holds", _unsupported),
@@ -176,13 +198,15 @@ STREAMS: dict[str, Stream] = {
     "repetition": Stream(
         "answers", "words of answers that repeat themselves", _when(_answered, lambda r: repetition(r["answer"]))
     ),
-    "format": Stream(
-        "answers", "answers with marks of a template", _when(_ok, lambda r: float(bool(TEMPLATE.search(r["answer"]))))
-    ),
+    "format": Stream("answers", "answers with marks of a template", _when(_ok, _marked(TEMPLATE))),
     "answer language": Stream(
         "answers", "answers in another language than the question", _when(_answered, _other_language)
     ),
-    "citations": Stream("answers", "answers without a source", _when(_answered, lambda r: float(not r["cited"]))),
+    "citations": Stream(
+        "answers",
+        "answers without a source",
+        _when(lambda r: _answered(r) and _searched(r), lambda r: float(not r["cited"])),
+    ),
     "ratings": Stream(
         "ratings", "thumbs down", lambda r: float(r["rating"] < 0) if r["rating"] else None, source="feedback"
     ),
@@ -196,9 +220,7 @@ STREAMS: dict[str, Stream] = {
         lambda r: float(bool(OVERRIDE.search(r["question"]))),
         of="questions",
     ),
-    "leaks": Stream(
-        "safety", "answers that held a secret", _when(_ok, lambda r: float(bool(LEAKED.search(r["answer"]))))
-    ),
+    "leaks": Stream("safety", "answers that held a secret", _when(_ok, _marked(LEAKED))),
     "toxic questions": Stream(
         "safety", "questions with a word of insult (a word list)", lambda r: _insulting(r["question"]), of="questions"
     ),
@@ -215,6 +237,14 @@ STREAMS: dict[str, Stream] = {
     ),
     "unmeasured": Stream("instruments", "answers without a grounding or an embedding", _unmeasured),
 }
+
+
+BROKEN = {
+    "format": "answers carry marks of a template",
+    "leaks": "answers hold secrets",
+    "unmeasured": "answers come without a grounding or an embedding",
+}
+"""Streams of what the system itself promises: in alarm they are broken constraints, not a matter of degree."""
 
 
 def values(source: str, rows: Sequence[dict]) -> dict[str, list]:

@@ -15,39 +15,55 @@ from data.ledger import Ledger
 from data.records import Interval, Release, Snapshot, Sources, as_json, digest
 from data.requests import RequestLog
 from settings import settings
-from tasks import anchors, drift, index, references, streams
+from tasks import anchors, drift, index, references, signals, streams
 from tasks.drift import Watch
 from tasks.edetector import EDetector
-from tasks.evidence import Evidence
+from tasks.evidence import QUALITY, RATINGS, RETRIEVAL, Evidence
 from tasks.index import Staleness
 from tasks.labels import Label, labels, untrained
 from tasks.references import MonitorSettings
 from tasks.replay import replay
 from tasks.signals import Signal
+from tasks.streams import BROKEN
 
 MOST_ROWS = 20_000
 RUNS = 200
 """Runs of the monitor whose volume is remembered."""
-BROKEN = {"format": "answers carry marks of a template", "leaks": "answers hold secrets"}
-"""Streams of what the system itself promises: in alarm they are broken constraints, not a matter of degree."""
+REPLAYED = 10
+"""Rows of the log, of all assistants, that are searched for each question to be replayed."""
+FEWEST_PROBES = 5
+"""Probes without a single hit that are below chance for sure."""
 
 
-def watch(assistant: str, chosen: MonitorSettings = MonitorSettings()) -> tuple[Evidence, dict[str, dict]]:
-    """The evidence on one assistant, and the new states of its detectors, to be stored with what is decided."""
-    book, log, now = Ledger(settings().ledger), RequestLog(settings().requests), time.time()
-    row = book.assistant(assistant)
-    live = book.live()[assistant].live
-    if live is None:
-        return Evidence(), {}
+def outdated(assistant: str, chosen: MonitorSettings = MonitorSettings()) -> Staleness:
+    """What the sources of a live assistant hold otherwise than its index: arithmetic, whatever its log is like."""
+    book = Ledger(settings().ledger)
+    row, live = book.assistant(assistant), book.live()[assistant].live
     sources = Sources.of(row["sources"])
     wait_for_quiet(sources, chosen.debounce_s)
     stale = index.stale_sections(sources, live.index, Snapshot.of(row["snapshot"]) if row["snapshot"] else None)
     if not stale:
         unbury(book, live)
+    return stale
+
+
+def staleness_alone(assistant: str, stale: Staleness) -> tuple[Evidence, dict[str, dict]]:
+    """Evidence and states to go by when `watch` fails: what the detectors remember stays, and an edit still heals."""
+    cursor = Ledger(settings().ledger).signal_states(assistant).get("cursor", {})
+    found = signals.staleness(**counts(stale))
+    return Evidence(signals=(found,), stale_sections=len(stale)), {"cursor": cursor | {"stale": stale.fingerprint}}
+
+
+def watch(
+    assistant: str, stale: Staleness, chosen: MonitorSettings = MonitorSettings()
+) -> tuple[Evidence, dict[str, dict]]:
+    """The evidence on one live assistant, and the new states of its detectors, to be stored with what is decided."""
+    book, log = Ledger(settings().ledger), RequestLog(settings().requests)
+    row, live = book.assistant(assistant), book.live()[assistant].live
     before = acted_on(book, assistant, book.signal_states(assistant))
-    cursor = {"request": 0, "rating": 0, "label": 0, "at": now, "buried": ""} | before.get("cursor", {})
-    logged = log.window(assistant, cursor["request"], MOST_ROWS)
-    asked = with_user_before([r for r in logged if r["source"] == "user"])
+    cursor = {"request": 0, "rating": 0, "label": 0, "buried": ""} | before.get("cursor", {})
+    logged, now = log.window(assistant, cursor["request"], MOST_ROWS), time.time()
+    asked = with_passages(live, with_user_before([r for r in logged if r["source"] == "user"]))
     answered = [r for r in asked if r["status"] == 200]
     ratings = book.feedback(assistant)
     said = [r for r in ratings if r["seq"] > cursor["rating"]]
@@ -55,17 +71,22 @@ def watch(assistant: str, chosen: MonitorSettings = MonitorSettings()) -> tuple[
     tombstones = book.tombstones(assistant)
     buried = digest(*sorted(tombstones))
 
-    read = streams.values("requests", asked) | streams.values("feedback", said)
-    read |= streams.values("labels", [vars(label) for label in judged if label.review > cursor["label"]])
+    reviewed = [vars(label) for label in judged if label.review > cursor["label"]]
     states, fresh = {}, {}
-    for name, values in read.items():
-        states[name], fresh[name] = references.learned(name, before.get(name), values, live, chosen)
+    for source, rows in (("requests", asked), ("feedback", said), ("labels", reviewed)):
+        at = next((n for n, one in enumerate(rows) if one["release"] == live.id), len(rows))
+        earlier, later = streams.values(source, rows[:at]), streams.values(source, rows[at:])
+        for name, values in later.items():
+            states[name], fresh[name] = references.learned(
+                name, before.get(name), values, live, chosen, earlier[name], row["live_since"]
+            )
     reference, window, questions = references.question_windows(before.get("questions"), answered, chosen)
     probes, probed = probe(live, tombstones, before.get("probes"), chosen)
     volumes = before.get("volume", {"rates": []})
-    busy = {"requests": len(asked), "hours": max(now - cursor["at"], 0.0) / 3600, "before": volumes["rates"]}
+    hours = max(now - cursor.get("at", now), 0.0) / 3600
+    busy = {"requests": len(asked), "hours": hours, "before": volumes["rates"]}
     looked = Watch(
-        stale={"changed": len(stale.changed), "added": len(stale.added), "deleted": len(stale.deleted)},
+        stale=counts(stale),
         cited=cited_deleted(answered, tombstones) if buried == cursor["buried"] else None,
         embedders={"indexed": live.index.embedder, "serving": probes["embedder"]},
         probes=probed,
@@ -81,26 +102,27 @@ def watch(assistant: str, chosen: MonitorSettings = MonitorSettings()) -> tuple[
         window=window,
         seed=questions["windows"],
     )
-    signals = drift.detect(looked)
-    for signal in signals:
+    seen = drift.detect(looked)
+    for signal in seen:
         if signal.name in states and states[signal.name]["detector"]:
             states[signal.name] = references.watched(states[signal.name], signal, now)
         elif signal.name == "questions" and window is not None:
             questions = references.tested(questions, signal, chosen, now)
+        elif signal.name == "probes" and not signal.alarm:
+            probes = probes | {"rate": signal.evidence["rate"]}
     last = {"request": logged[-1]["id"] if logged else cursor["request"]}
     last |= {"rating": said[-1]["seq"] if said else cursor["rating"]}
     last |= {"label": judged[-1].review if judged else 0, "at": now, "buried": buried, "stale": stale.fingerprint}
     rates = [*volumes["rates"], busy["requests"] / busy["hours"]] if busy["hours"] > 0.01 else volumes["rates"]
     states |= {"cursor": last, "questions": questions, "probes": probes, "volume": {"rates": rates[-RUNS:]}}
 
-    since = now - row["live_since"] if row["live_since"] else None
-    evidence = concluded(signals, states, stale, since, live, asked, ratings, chosen)
+    evidence = concluded(seen, states, stale, row["live_since"], live, asked, ratings, chosen)
     examples, preferences = untrained(book, live, judged)
     evidence = replace(evidence, new_labelled_examples=examples, new_preferences=preferences)
     if evidence.labelled_quality_down:
         evidence = replace(evidence, worse_windows=worse_windows(judged, states["labels"], chosen))
     if evidence.worth_a_replay:
-        states["replay"] = replayed(book, live, answered, judged, before.get("replay"), evidence, chosen)
+        states["replay"] = replayed(book, log, live, judged, before.get("replay"), evidence, chosen)
         evidence = replace(
             evidence, replay={part: Interval.of(found) for part, found in states["replay"]["figures"].items()}
         )
@@ -108,38 +130,43 @@ def watch(assistant: str, chosen: MonitorSettings = MonitorSettings()) -> tuple[
 
 
 def concluded(
-    signals: tuple[Signal, ...],
+    seen: tuple[Signal, ...],
     states: dict[str, dict],
     stale: Staleness,
-    since: float | None,
+    live_since: float | None,
     live: Release,
     asked: list[dict],
     ratings: list[dict],
     chosen: MonitorSettings,
 ) -> Evidence:
     """What the signals of one run mean for the table of `diagnose`."""
-    alarmed = {signal.name: signal for signal in signals if signal.alarm}
+    alarmed = {signal.name: signal for signal in seen if signal.alarm}
     recent = [r for r in asked if r["release"] == live.id][-chosen.recent_requests :]
     failed = [r for r in recent if r["status"] == 500]  # 503 and 504 are about capacity, not about the release
     fell = [name for name in ("labels", "grounding", "abstention") if name in alarmed]
     losses = [alarmed[name].evidence["rate"] - alarmed[name].evidence["state"]["p0"] for name in fell]
-    moved = [*fell, *(name for name in ("ratings", *BROKEN) if name in alarmed)]
-    hits = next((signal.evidence["rate"] for signal in signals if signal.name == "probes"), 1.0)
+    broken = [name for name in BROKEN if name in alarmed]
+    moved = [*fell, *broken, *(["ratings"] if "ratings" in alarmed else [])]
+    unparsed = failed if len(recent) >= 20 and len(failed) >= 3 else []
+    probed = next((signal.evidence for signal in seen if signal.name == "probes"), {"rate": 1.0, "n": 0})
+    below_chance = probed["rate"] < 0.1 and probed["n"] >= FEWEST_PROBES
+    # What a stream measures changes only with the release that owns it; requests and probes fail with any, now
+    began = [(states[name]["promoted"], states[name]["began"]) for name in broken or fell]
+    began += [(live_since, r["at"]) for r in unparsed[:1]] + ([(live_since, time.time())] if below_chance else [])
     return Evidence(
-        signals=signals,
+        signals=seen,
         budget=references.budget(chosen),
-        seconds_since_promotion=since,
-        hard_broken=tuple(what for name, what in BROKEN.items() if name in alarmed),
-        parse_failures=len(failed) / len(recent) if len(recent) >= 20 and len(failed) >= 3 else 0.0,
-        schema_mismatch="unmeasured" in alarmed,
-        below_chance=hits < 0.1,
+        seconds_since_promotion=min((at - up for up, at in began if up is not None and at >= up), default=None),
+        hard_broken=tuple(BROKEN[name] for name in broken),
+        parse_failures=len(unparsed) / max(1, len(recent)),
+        below_chance=below_chance,
         version_mismatch="embedder" in alarmed,
         volume_jump="volume" in alarmed,
         judge_moved="anchors" in alarmed,
         quality_alarm=bool({"grounding", "abstention"} & alarmed.keys()),
         labelled_quality_down="labels" in alarmed,
         change_covers_deploy=any(references.covers_deploy(states[name], chosen) for name in moved),
-        stale_sections=len(stale.changed) + len(stale.added) + len(stale.deleted),
+        stale_sections=len(stale),
         retrieval_term_down=bool({"top score", "score gap", "unanswerable", "probes"} & alarmed.keys()),
         rating_alarm="ratings" in alarmed,
         rating_alarm_users_share=users_share([r for r in ratings if r["rating"]][-200:]),
@@ -170,9 +197,27 @@ def acted_on(book: Ledger, assistant: str, states: dict[str, dict]) -> dict[str,
     """The states with the detectors restarted that a finished remedy, or a person, acted on; the others go on."""
     for row in book.outbox(assistant, ("acted",)):
         for name in row["body"].get("signals", ()):
-            if name in states:
-                states[name] = references.restarted(states[name], row["seq"])
+            if name in states and states[name].get("acted", 0) < row["seq"]:
+                states[name] = references.restarted(states[name]) | {"acted": row["seq"]}
     return states
+
+
+def counts(stale: Staleness) -> dict[str, int]:
+    return {"changed": len(stale.changed), "added": len(stale.added), "deleted": len(stale.deleted)}
+
+
+def with_passages(live: Release, asked: list[dict]) -> list[dict]:
+    """The requests, each whose answer carries a mark with the text of the passages that it may have it from."""
+    from data.store import open_index
+
+    if not any(streams.carries_marks(row) for row in asked):
+        return asked
+    held = open_index(live.index)
+    found = []
+    for row in asked:
+        chunks = [held.chunk(chunk) for chunk in row["chunks"] or ()] if streams.carries_marks(row) else []
+        found.append(row | {"passages": "\n".join(chunk.text for chunk in chunks if chunk)})
+    return found
 
 
 def with_user_before(asked: list[dict]) -> list[dict]:
@@ -204,7 +249,11 @@ def question_learning(questions: dict, chosen: MonitorSettings) -> dict[str, tup
 def probe(
     live: Release, tombstones: frozenset[str], state: dict | None, chosen: MonitorSettings
 ) -> tuple[dict, dict | None]:
-    """Ask the index for its own sections, once for each index, embedder and set of deletions; None: asked already."""
+    """Ask the index for its own sections, once for each index, embedder and set of deletions; None: asked already.
+
+    A section that is buried whole is not to be found: a new edition of it is on its way. The state's `rate` is the
+    share found that later ones are compared with.
+    """
     from data import store
     from data.embedding import load
     from serving import rag
@@ -217,17 +266,19 @@ def probe(
         return state, None
     embedder = load(embedder_folder())
     state = {"key": key, "embedder": embedder.sha256, "rate": state["rate"] if state else None}
-    asked = probes(live.index, chosen.probes) if embedder.sha256 == live.index.embedder else []
+    if embedder.sha256 != live.index.embedder:
+        return state, None
+    held = store.open_index(live.index)
+    shown = {chunk.section_hash for chunk in held.chunks() if chunk.id not in tombstones}
+    asked = [question for question in probes(live.index, chosen.probes) if question.section_hash in shown]
     if not asked:
         return state, None
-    found = rag.retrieve_many(
-        [question.question for question in asked], store.open_index(live.index), embedder, live.retrieval, tombstones
-    )
+    found = rag.retrieve_many([question.question for question in asked], held, embedder, live.retrieval, tombstones)
     hits = [
         float(any(hit.chunk.section_hash == question.section_hash for hit in some))
         for question, some in zip(asked, found, strict=True)
     ]
-    return state | {"rate": sum(hits) / len(hits)}, {"hits": hits, "reference": state["rate"]}
+    return state, {"hits": hits, "reference": state["rate"]}
 
 
 # --- what it means ----------------------------------------------------------------------------
@@ -256,17 +307,22 @@ def users_share(rated: list[dict]) -> float:
 
 def replayed(
     book: Ledger,
+    log: RequestLog,
     live: Release,
-    answered: list[dict],
     judged: list[Label],
     state: dict | None,
     evidence: Evidence,
     chosen: MonitorSettings,
 ) -> dict:
-    """The figures of the counterfactual replay, once for each release and set of alarms: it takes minutes."""
-    key = digest(live.id, sorted(signal.name for signal in evidence.signals if signal.alarm))
-    if state and state["key"] == key:
+    """The figures of the counterfactual replay, once for each release and set of alarms it is about: it takes minutes.
+
+    Too few questions for one are asked of the log again in the next run.
+    """
+    key = digest(live.id, sorted(set(evidence.alarms) & {*QUALITY, *RETRIEVAL, *RATINGS}))
+    if state and state["key"] == key and state["figures"]:
         return state
     labelled = {label.question: label.right for label in judged if label.right}
-    figures = replay(book, live, [row["question"] for row in answered], labelled, chosen.replay)
+    latest = log.window(live.assistant, log.last_id(live.assistant) - REPLAYED * chosen.replay, MOST_ROWS)
+    asked = [row["question"] for row in latest if row["source"] == "user" and row["status"] == 200]
+    figures = replay(book, live, asked, labelled, chosen.replay)
     return {"key": key, "figures": {part: as_json(found) for part, found in figures.items()}}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from data.records import Interval, as_json
-from tasks.diagnose import KINDS, TABLE, Remedy, diagnose
+from tasks.diagnose import KINDS, TABLE, Remedy, acted_on, diagnose
 from tasks.evidence import DiagnosisSettings, Evidence, expected_cost
 from tasks.signals import Signal, staleness
 
@@ -25,7 +25,7 @@ LESS_FOUND = Evidence(retrieval_term_down=True, quality_alarm=True, loss=0.1)
 CASES = [
     ("0", "rollback", Evidence(hard_broken=("citations resolve",), in_canary=True)),
     ("0", "rollback", Evidence(parse_failures=0.03, seconds_since_promotion=HOUR)),
-    ("0", "rollback", Evidence(schema_mismatch=True, seconds_since_promotion=23 * HOUR)),
+    ("0", "rollback", Evidence(hard_broken=("unmeasured",), seconds_since_promotion=23 * HOUR)),
     ("1", "freeze", Evidence(below_chance=True, seconds_since_promotion=25 * HOUR)),
     ("1", "freeze", Evidence(hard_broken=("format",))),
     ("1", "freeze", Evidence(version_mismatch=True, seconds_since_promotion=HOUR)),
@@ -129,3 +129,15 @@ def test_a_remedy_carries_only_the_evidence_there_was():
     remedy = diagnose(Evidence(stale_sections=3))
     assert remedy.evidence == {"stale_sections": 3}
     assert remedy.expected_cost == DiagnosisSettings().cost_reindex
+
+
+def test_a_remedy_acts_on_the_signals_of_its_row_alone():
+    loud = Evidence(stale_sections=1, signals=(staleness(1, 0, 0), Signal("labels", 1.0, True, "worse")))
+    assert acted_on(diagnose(loud), loud) == ["staleness"]
+
+
+def test_nothing_is_replayed_while_an_edit_is_to_be_healed_first():
+    edited = Evidence(quality_alarm=True, stale_sections=1)
+    assert not edited.worth_a_replay
+    assert replace(edited, change_covers_deploy=True).worth_a_replay
+    assert replace(edited, stale_sections=0).worth_a_replay

@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import pytest
+from prefect.states import Completed, Failed
 
 from flows import monitor
 from tasks.diagnose import Remedy, diagnose
 from tasks.evidence import Evidence
+from tasks.index import Staleness
 from tasks.signals import Signal
-from tests.ledgers import new_ledger
+from tests.ledgers import go_live, new_ledger, release
 
 
 @pytest.fixture
@@ -89,3 +91,30 @@ def test_a_refused_cause_fires_again_only_when_its_evidence_has_changed(tmp_path
         monitor.ask_for(ledger, "wiki", "rel-1", diagnose(evidence), evidence, {})
         ledger.settle(ledger.outbox("wiki")[-1]["seq"], "refused", "the gate rejected it")
     assert len(ledger.outbox("wiki")) == 2
+
+
+def test_another_alarm_of_the_same_row_is_told(tmp_path, heard):
+    ledger = new_ledger(tmp_path, "wiki")
+    for name in ("latency", "latency", "cost"):
+        seen = Evidence(signals=(Signal(name, 1.0, True, ""),))
+        monitor.ask_for(ledger, "wiki", "rel-1", diagnose(seen), seen, {})
+    assert len(heard) == 2
+
+
+def test_an_edit_heals_although_the_detectors_fail(tmp_path, heard, monkeypatch):
+    ledger = new_ledger(tmp_path, "wiki")
+    go_live(ledger, release())
+    ledger.store_signals("wiki", {"cursor": {"request": 7}, "labels": {"reference": [1]}})
+    monkeypatch.setattr(monitor, "Ledger", lambda _: ledger)
+    monkeypatch.setattr(monitor.watch, "Ledger", lambda _: ledger)
+    monkeypatch.setattr(monitor.report, "signals", lambda *_: None)
+    stale = Staleness((("a.md", "Limits"),), fingerprint="f")
+    monkeypatch.setattr(monitor, "find_outdated", lambda *_, **__: Completed(data=stale))
+    monkeypatch.setattr(monitor, "watch_assistant", lambda *_, **__: Failed(message="KeyError"))
+    monkeypatch.setattr(monitor, "diagnose_evidence", diagnose)
+    for _ in range(3):
+        monitor.monitor.fn()
+    assert [(row["kind"], row["body"]["signals"]) for row in ledger.outbox("wiki")] == [("reindex", ["staleness"])]
+    assert [row["verdict"] for row in ledger.decisions("wiki", "diagnosis")] == ["alert", "reindex"]
+    assert ledger.signal_states("wiki")["cursor"] == {"request": 7, "stale": "f"}
+    assert ledger.signal_states("wiki")["labels"] == {"reference": [1]}

@@ -1,5 +1,7 @@
 """Every remedy is judged once: by the signals that asked for it, when there is enough to judge by."""
 
+import time
+
 from tasks.outcome import SETTLED, outcomes
 from tasks.signals import Signal
 from tests.ledgers import new_ledger
@@ -13,7 +15,7 @@ def asked(tmp_path, state: str = "acted"):
 
 
 def after(events: int) -> dict:
-    return {"labels": {"detector": {"events": events}}}
+    return {"cursor": {"at": time.time()}, "labels": {"detector": {"events": events}}}
 
 
 def test_a_stream_that_stays_quiet_has_recovered_and_is_judged_once(tmp_path):
@@ -34,5 +36,12 @@ def test_an_alarm_after_the_remedy_says_that_it_did_not_help(tmp_path):
 
 def test_what_was_not_done_is_an_outcome_too(tmp_path):
     book, _ = asked(tmp_path, "vetoed")
-    outcomes(book, "wiki", (), {})
+    outcomes(book, "wiki", (), after(0))
     assert book.decisions("wiki", "outcome")[0]["verdict"] == "not done"
+
+
+def test_what_ended_after_the_last_look_is_judged_by_the_next(tmp_path):
+    book, seq = asked(tmp_path)
+    quiet, old = (Signal("labels", 0.1, False, ""),), after(SETTLED) | {"cursor": {"at": time.time() - 60}}
+    assert outcomes(book, "wiki", quiet, old) == []
+    assert outcomes(book, "wiki", quiet, after(SETTLED)) == [seq]

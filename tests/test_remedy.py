@@ -2,7 +2,9 @@
 
 import pytest
 
+from data.records import as_json
 from tasks import remedy
+from tasks.edetector import watch as fresh_detector
 from tasks.remedy import Brakes
 from tests.ledgers import new_ledger
 
@@ -140,3 +142,25 @@ def test_what_a_remedy_took_is_recorded_also_when_it_fails(ledger):
         raise OSError("no disk")
     run = ledger.decisions("wiki", "remedy")[0]
     assert run["verdict"] == "failed" and run["body"]["outbox"] == seq and run["body"]["seconds"] >= 0
+
+
+def test_who_resumes_has_seen_to_what_was_broken(ledger):
+    alarmed = as_json(fresh_detector(0.1, 100.0)) | {"alarm": True}
+    states = {name: {"detector": alarmed} for name in ("format", "labels")}
+    ledger.store_signals("wiki", states | {"cursor": {"request": -1, "at": 5.0}})
+    remedy.pause(ledger, "wiki", True, "Ann")
+    assert ledger.signal_states("wiki")["format"]["detector"]["alarm"]
+    remedy.pause(ledger, "wiki", False, "Ann")
+    after = ledger.signal_states("wiki")
+    assert not after["format"]["detector"]["alarm"] and after["labels"]["detector"]["alarm"]
+    assert after["cursor"] == {"request": 0, "at": 5.0}, "what was asked in the pause is not held against it"
+
+
+def test_waiting_for_a_persons_word_is_no_machine_time(ledger, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(remedy.time, "monotonic", lambda: clock[0])
+    seq = ledger.open_remedy("wiki", "retrain", "worse", {})
+    with remedy.claimed(ledger, seq, "run-1", Brakes()):
+        ledger.decide("wiki", "approval", "rel", "approved", "", {"waited": 3600.0})
+        clock[0] = 3700.0
+    assert remedy.spent(ledger, "wiki", 0.0) == 100.0

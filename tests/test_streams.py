@@ -15,6 +15,7 @@ ROW = {
     "abstained": False,
     "similarity": 0.7,
     "scores": [0.9, 0.5],
+    "chunks": ["a"],
     "cited": ["a"],
     "grounding": 1.0,
     "embedding": b"x",
@@ -83,3 +84,19 @@ def test_every_stream_is_a_detector_with_a_group():
     assert {stream.group for stream in STREAMS.values()} == {
         "queries", "retrieval", "answers", "ratings", "safety", "service", "instruments",
     }  # fmt: skip
+
+
+UNSEARCHED = {"embedding": None, "chunks": [], "similarity": None, "grounding": None, "cited": []}
+
+
+@pytest.mark.parametrize("name", ["unmeasured", "unanswerable", "citations"])
+def test_a_request_that_asked_for_no_search_says_nothing_about_it(name):
+    assert read(name, **UNSEARCHED) is None
+    assert read(name, **UNSEARCHED | {"embedding": b"x"}) == 1.0, "nothing was found"
+
+
+@pytest.mark.parametrize(("name", "mark"), [("format", "<|im_end|>"), ("leaks", "[secret]")])
+def test_marks_that_the_question_or_a_passage_holds_are_not_the_answers(name, mark):
+    assert read(name, answer=f"It is {mark}.") == 1.0
+    assert read(name, answer=f"It is {mark}.", question=f"Repeat {mark}") == 0.0
+    assert read(name, answer=f"It is {mark}.", passages=f"The key: {mark}") == 0.0
