@@ -206,16 +206,13 @@ def _trained(ledger: Ledger, one: Item) -> list[str]:
 
 def _record_approval(c: sa.Connection, one: Item, verdict: str, who: str) -> None:
     """The decision of a person on a held release; approved, it is an outbox row beside it, in the same transaction."""
-    said, release, now = ACTIONS[HELD][verdict], one.body["release"], time.time()
-    row = {
-        "assistant": one.assistant,
-        "kind": "approval",
-        "release": release,
-        "body": {"review": one.number, "by": who},
-    }
-    c.execute(decisions.insert().values(**row, verdict=said, reason=f"{said} by {who}", at=now))
+    said = "approved" if verdict == "accepted" else "declined"
+    release, champion, now = one.body["release"], one.body["champion"], time.time()
+    body = {"champion": champion, "who": who, "review": one.number}
+    row = {"assistant": one.assistant, "kind": "approval", "release": release, "verdict": said, "body": body}
+    c.execute(decisions.insert().values(**row, reason=f"{said.capitalize()} by {who}.", at=now))
     if verdict == "accepted":
-        body = {"release": release, "champion": one.body["champion"], "by": who, "asked": "by hand"}
+        body = {"release": release, "champion": champion, "by": who, "asked": "by hand"}
         asked = {"assistant": one.assistant, "kind": APPROVE, "cause": f"review {one.number}", "body": body}
         c.execute(outbox.insert().values(**asked, state="open", at=now))
 

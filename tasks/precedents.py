@@ -15,13 +15,15 @@ def decided(
     """The accepting decision on record for this candidate against this champion, if there is one of the same suite.
 
     A refusal is taken again: its evaluation is read unless the golden questions changed, and so may the settings have.
-    A decision without a suite was put on record by a person.
+    What a person decided stands whatever the questions are by now; so does a decision without a suite, put on record
+    by hand.
     """
     row = ledger.gate_decision(candidate.id)
     if row is None or row["body"]["champion"] != (live.id if live else None):
         return None
     decision = Decision.of(row["body"])
-    same = not decision.suite or decision.suite == suite_hash(questions_for(snapshot, kind, suite)[0], suite)
+    by_person = not decision.suite or decision.judged == "approval"
+    same = by_person or decision.suite == suite_hash(questions_for(snapshot, kind, suite)[0], suite)
     return decision if decision.accepted and same else None
 
 

@@ -161,11 +161,11 @@ def test_an_approved_release_is_a_decision_and_an_outbox_row_once_and_a_declined
     (row,) = ledger.outbox("wiki", ("open",))
     assert (row["kind"], row["body"]["release"], row["body"]["by"]) == ("approve", "rel-2", "eve")
     assert [(d["verdict"], d["reason"]) for d in ledger.decisions("wiki", "approval")] == [
-        ("approve", "approve by eve")
+        ("approved", "Approved by eve.")
     ]
     ask_held(ledger, "wiki", Decision("hold", "Again.", "rel-3", "rel-1"))
     settle(ledger, items(ledger)[0].number, "discarded", "eve")
-    assert len(ledger.outbox()) == 1 and ledger.decisions("wiki", "approval")[0]["verdict"] == "decline"
+    assert len(ledger.outbox()) == 1 and ledger.decisions("wiki", "approval")[0]["verdict"] == "declined"
 
 
 def test_a_newer_hold_replaces_the_one_that_waits(ledger):
