@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from data.records import Answer, Generation, GoldenQuestion, IndexVersion, Model, Release, Snapshot
+from serving import rag
 from tasks import evaluate, gate, metrics
+from tasks.arm import time_both
 from tasks.evaluate import Suite
 from tasks.gate import GateSettings, Scores
 from tasks.intervals import pair
@@ -124,6 +127,37 @@ def test_a_tuned_release_that_gives_in_to_attacks_is_rejected_on_the_stored_scor
     body = json.loads(Path(firm.uri).read_text())
     assert firm.questions == len(body["rows"]["candidate"]) == 80
     assert body["attacks"]["champion"] == [{"id": "attack-0"}]
+
+
+def test_the_seconds_of_an_answer_begin_with_its_retrieval(monkeypatch):
+    clock = [0.0]
+
+    class Slow:
+        def __init__(self, model, seconds):
+            self.release, self.index, self.embedder, self.engine, self.seconds = (
+                release(model),
+                self,
+                None,
+                self,
+                seconds,
+            )
+
+        def generate(self, prompts, decoding):
+            clock[0] += 1.0
+            return [None]
+
+    def retrieve(index, *_):
+        clock[0] += index.seconds
+        return ()
+
+    monkeypatch.setattr("tasks.arm.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(rag, "retrieve", retrieve)
+    monkeypatch.setattr(rag, "finish", lambda *_: SimpleNamespace(text="noon"))
+    slow = {"candidate": Slow("s", 3.0), "champion": Slow("t", 0.5)}
+    scores = {name: Scores(("q0",), ("d0",)) for name in slow}
+    rows = {name: [{"id": "q0", "answer": "noon"}] for name in slow}
+    assert time_both(slow, scores, rows, GOLDEN[:1], frozenset(), 1) == {"candidate": 1.0, "champion": 1.0}
+    assert [scores[name].metrics["latency"] for name in slow] == [[4.0], [1.5]]
 
 
 def test_a_candidate_whose_files_were_broken_is_evaluated_again_when_they_are_whole(arms, monkeypatch):
