@@ -121,7 +121,7 @@ def ask_aged(ledger: Ledger, assistant: str, aged: Sequence[Mapping]) -> None:
 
 def ask_labels(ledger: Ledger, assistant: str, answers: Sequence[Mapping]) -> None:
     """List answers (`question`, `references`, `answer`, `arm`) to be labelled right or wrong, once each."""
-    bodies = [{name: row[name] for name in EXPORTED} for row in answers]
+    bodies = [{name: row[name] for name in ("question", "references", "answer", "arm")} for row in answers]
     ledger.ask_review(assistant, LABEL, {digest(body)[:32]: body for body in bodies})
 
 
@@ -249,14 +249,16 @@ def _ruling(one: Item) -> Ruling:
     )
 
 
-EXPORTED = ("question", "references", "answer", "arm")
-
-
 def labels(ledger: Ledger, assistant: str) -> list[dict]:
-    """The answers that a person labelled: question, references, answer, arm, label (1 right, 0 wrong), by, at."""
+    """The answers that a person labelled, as calibration reads them (tasks.calibrate.Labelled): 1 right, 0 wrong."""
     return [
-        {name: one.body[name] for name in EXPORTED}
-        | {"label": int(one.verdict == "accepted"), "by": one.reviewer, "at": one.settled_at}
+        {
+            "question": one.body["question"],
+            "answers": one.body["references"],
+            "answer": one.body["answer"],
+            "system": one.body["arm"],
+            "label": int(one.verdict == "accepted"),
+        }
         for one in items(ledger, assistant, LABEL, "settled")
         if one.verdict in ("accepted", "corrected")
     ]
