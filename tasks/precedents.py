@@ -1,4 +1,4 @@
-"""What was decided before: decisions that stand, tests a candidate had, the untuned release's figures."""
+"""What was decided before: decisions that stand, with which settings, tests a candidate had, the untuned figures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from data.ledger import Ledger
 from data.records import Decision, Release, Snapshot
 from tasks.evaluate import Evaluation, Suite, questions_for, suite_hash
+from tasks.gate import GateSettings
 
 
 def decided(
@@ -25,6 +26,13 @@ def decided(
     by_person = not decision.suite or decision.judged == "approval"
     same = by_person or decision.suite == suite_hash(questions_for(snapshot, kind, suite)[0], suite)
     return decision if decision.accepted and same else None
+
+
+def gates(ledger: Ledger, assistant: str) -> GateSettings:
+    """The gate's settings that the assistant was last judged with: its remedies are judged with them too."""
+    found = (row["body"].get("settings") for row in ledger.decisions(assistant, "gate", limit=10_000))
+    settings = next(filter(None, found), None)
+    return GateSettings.of(settings) if settings else GateSettings()
 
 
 def accepted(ledger: Ledger, live: Release) -> Decision:
