@@ -134,13 +134,8 @@ def test_the_seconds_of_an_answer_begin_with_its_retrieval(monkeypatch):
 
     class Slow:
         def __init__(self, model, seconds):
-            self.release, self.index, self.embedder, self.engine, self.seconds = (
-                release(model),
-                self,
-                None,
-                self,
-                seconds,
-            )
+            self.release, self.seconds = release(model), seconds
+            self.index, self.embedder, self.engine = self, None, self
 
         def generate(self, prompts, decoding):
             clock[0] += 1.0
