@@ -41,7 +41,8 @@ def record(ledger: Ledger, assistant: str, questions: Collection[GoldenQuestion]
 
 def tuned_decisions(ledger: Ledger, assistant: str, questions: Collection[GoldenQuestion], but: str = "") -> int:
     """How many tuned candidates, `but` one, these questions have judged: on this set, or on one of which less than a
-    fifth of them is new. Questions that only left, or that were bound again, replace nothing.
+    fifth of them is new. Questions that only left, or that were bound again, replace nothing. A decision on no recorded
+    set, of before there were any, wears none.
     """
     now = set(members(questions))
     sets = {
@@ -53,6 +54,5 @@ def tuned_decisions(ledger: Ledger, assistant: str, questions: Collection[Golden
         .join(releases, releases.c.id == decisions.c.release)
         .where(decisions.c.assistant == assistant, decisions.c.kind == "gate", releases.c.kind.in_(TUNED))
     )
-    fresh = {sha: len(now - known) for sha, known in sets.items()}
-    wears = REPLACED * max(1, len(now))
-    return len({row["release"] for row in judged if fresh.get(row["body"].get("golden"), 0) < wears} - {but})
+    worn = {sha for sha, known in sets.items() if len(now - known) < REPLACED * max(1, len(now))}
+    return len({row["release"] for row in judged if row["body"].get("golden") in worn} - {but})

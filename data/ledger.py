@@ -252,23 +252,18 @@ class Ledger:
             ).first()
             if last and last.cause == cause:
                 return None
-            waiting = c.execute(
-                sa.select(outbox.c.seq, outbox.c.at, outbox.c.body)
-                .where(outbox.c.assistant == name, outbox.c.kind == kind, outbox.c.state == "open")
-                .order_by(outbox.c.seq)
-            ).all()
-            covered = [row for row in waiting if "asked" not in (row.body or {})]  # what a person asked for stays
+            covered = _waiting(c, name, kind)
             since = min([row.at for row in covered], default=time.time())
             row = {"assistant": name, "kind": kind, "cause": cause, "body": body, "state": "open", "at": since}
             seq = c.execute(outbox.insert().values(**row)).inserted_primary_key[0]
-            merged = outbox.update().where(outbox.c.seq.in_([row.seq for row in covered]))
-            c.execute(merged.values(state="merged", note=f"merged into row {seq}", settled_at=time.time()))
+            _merge(c, covered, f"merged into row {seq}")
             return seq
 
     def claim(self, seq: int, run: str) -> dict | None:
         """Claim an open row for one flow run: the row, or None when it is taken, settled, or its kind is running.
 
-        Other open rows of the same assistant and kind are merged into it: the last signal is covered by this run.
+        Other open rows of the same assistant and kind are merged into it, except what a person asked for: the last
+        signal is covered by this run.
         """
         with self.write() as c:
             row = c.execute(sa.select(outbox).where(outbox.c.seq == seq)).mappings().first()
@@ -279,8 +274,7 @@ class Ledger:
                 return None
             taken = {"state": "claimed", "claimed_by": run, "attempts": row["attempts"] + 1}
             c.execute(outbox.update().where(outbox.c.seq == seq).values(**taken))
-            others = outbox.update().where(*same, outbox.c.state == "open", outbox.c.seq != seq)
-            c.execute(others.values(state="merged", note=f"merged into run {run}", settled_at=time.time()))
+            _merge(c, _waiting(c, row["assistant"], row["kind"]), f"merged into run {run}")
             return dict(row)
 
     def settle(self, seq: int, state: str, note: str, run: str | None = None) -> None:
@@ -392,6 +386,17 @@ def _prepare_sqlite(connection, _record) -> None:
 def _decide(c: sa.Connection, name: str, kind: str, release: str | None, verdict: str, reason: str, body: dict) -> int:
     row = {"assistant": name, "kind": kind, "release": release, "verdict": verdict, "reason": reason, "body": body}
     return c.execute(decisions.insert().values(**row, at=time.time())).inserted_primary_key[0]
+
+
+def _waiting(c: sa.Connection, name: str, kind: str) -> list[sa.Row]:
+    """The open rows that another one covers: all but what a person asked for."""
+    query = sa.select(outbox.c.seq, outbox.c.at, outbox.c.body).where(outbox.c.assistant == name, outbox.c.kind == kind)
+    return [row for row in c.execute(query.where(outbox.c.state == "open")) if "asked" not in (row.body or {})]
+
+
+def _merge(c: sa.Connection, covered: Sequence[sa.Row], note: str) -> None:
+    merged = outbox.update().where(outbox.c.seq.in_([row.seq for row in covered]))
+    c.execute(merged.values(state="merged", note=note, settled_at=time.time()))
 
 
 def _store_signals(c: sa.Connection, name: str, states: dict[str, dict]) -> None:

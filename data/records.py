@@ -174,7 +174,8 @@ class GoldenQuestion(Record):
 
     `state`: 'active' votes; 'aged' has an edited or deleted source and waits for review (invariant 13);
     'rederived' was bound again, because its answer occurs in exactly one new section. `origin`: 'given' by the team,
-    'feedback' that a reviewer chose, or 'generated' from the documents (synthetic).
+    'feedback' that a reviewer chose, 'generated' from the documents (synthetic), or 'left out': asked by an evaluation
+    without the section that answers it, to see whether it abstains.
     """
 
     id: str

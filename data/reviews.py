@@ -121,7 +121,7 @@ def ask_aged(ledger: Ledger, assistant: str, aged: Sequence[Mapping]) -> None:
 
 def ask_labels(ledger: Ledger, assistant: str, answers: Sequence[Mapping]) -> None:
     """List answers (`question`, `references`, `answer`, `arm`) to be labelled right or wrong, once each."""
-    bodies = [{name: row[name] for name in EXPORTED} for row in answers]
+    bodies = [{name: row[name] for name in ("question", "references", "answer", "arm")} for row in answers]
     ledger.ask_review(assistant, LABEL, {digest(body)[:32]: body for body in bodies})
 
 
@@ -206,16 +206,13 @@ def _trained(ledger: Ledger, one: Item) -> list[str]:
 
 def _record_approval(c: sa.Connection, one: Item, verdict: str, who: str) -> None:
     """The decision of a person on a held release; approved, it is an outbox row beside it, in the same transaction."""
-    said, release, now = ACTIONS[HELD][verdict], one.body["release"], time.time()
-    row = {
-        "assistant": one.assistant,
-        "kind": "approval",
-        "release": release,
-        "body": {"review": one.number, "by": who},
-    }
-    c.execute(decisions.insert().values(**row, verdict=said, reason=f"{said} by {who}", at=now))
+    said = "approved" if verdict == "accepted" else "declined"
+    release, champion, now = one.body["release"], one.body["champion"], time.time()
+    body = {"champion": champion, "who": who, "review": one.number}
+    row = {"assistant": one.assistant, "kind": "approval", "release": release, "verdict": said, "body": body}
+    c.execute(decisions.insert().values(**row, reason=f"{said.capitalize()} by {who}.", at=now))
     if verdict == "accepted":
-        body = {"release": release, "champion": one.body["champion"], "by": who, "asked": "by hand"}
+        body = {"release": release, "champion": champion, "by": who, "asked": "by hand"}
         asked = {"assistant": one.assistant, "kind": APPROVE, "cause": f"review {one.number}", "body": body}
         c.execute(outbox.insert().values(**asked, state="open", at=now))
 
@@ -252,14 +249,16 @@ def _ruling(one: Item) -> Ruling:
     )
 
 
-EXPORTED = ("question", "references", "answer", "arm")
-
-
 def labels(ledger: Ledger, assistant: str) -> list[dict]:
-    """The answers that a person labelled: question, references, answer, arm, label (1 right, 0 wrong), by, at."""
+    """The answers that a person labelled, as calibration reads them (tasks.calibrate.Labelled): 1 right, 0 wrong."""
     return [
-        {name: one.body[name] for name in EXPORTED}
-        | {"label": int(one.verdict == "accepted"), "by": one.reviewer, "at": one.settled_at}
+        {
+            "question": one.body["question"],
+            "answers": one.body["references"],
+            "answer": one.body["answer"],
+            "system": one.body["arm"],
+            "label": int(one.verdict == "accepted"),
+        }
         for one in items(ledger, assistant, LABEL, "settled")
         if one.verdict in ("accepted", "corrected")
     ]

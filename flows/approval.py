@@ -37,7 +37,7 @@ def approved(book: Ledger, decision: Decision, hours: float) -> Decision:
     """
     name = book.release_row(decision.release)["assistant"]
     for row in book.decisions(name, "approval", limit=10_000):
-        if (row["release"], row["body"]["champion"]) == (decision.release, decision.champion):
+        if (row["release"], row["body"].get("champion")) == (decision.release, decision.champion):
             if row["verdict"] == "approved":
                 return decision
             break
@@ -54,7 +54,8 @@ def approved(book: Ledger, decision: Decision, hours: float) -> Decision:
     book.decide(name, "approval", decision.release, verdict, reason, told)
     if verdict == "approved":
         return replace(decision, notes=(*decision.notes, reason))
-    refused = replace(decision, verdict=after, reason=f"{reason} The gate had said: {decision.reason}")
+    look = 0 if said is None else decision.look  # nobody looked: it may be asked for again
+    refused = replace(decision, verdict=after, look=look, reason=f"{reason} The gate had said: {decision.reason}")
     book.decide_gate(name, refused)
     return refused
 

@@ -106,6 +106,10 @@ def release(candidate: Release, kind: str, snapshot: Snapshot, gates: GateSettin
     if decision.accepted and gates.approval_hours is not None:
         decision = approval.approved(book, decision, gates.approval_hours)
         report.gate(decision, precedents.untuned(book, decision))
+    if decision.accepted and live_pointer(name)[1] != seq:
+        reason = f"Another release went live since it was judged against {live.id if live else 'none'}: run it again."
+        decision = replace(decision, verdict="hold", look=0, reason=f"{reason} The gate had said: {decision.reason}")
+        book.decide_gate(name, decision)
     mirror(candidate.id, return_state=True)
     if not decision.accepted:
         return named(decision)
@@ -134,7 +138,8 @@ def reindex(assistant: str | None = None, outbox: int | None = None, brakes: Bra
             return skipped()
         snapshot, version = prepare_and_index(claim.assistant)
         live, _ = live_pointer(claim.assistant)
-        decision = release_candidate(replace(live, index=version), "reindex", snapshot, GateSettings())
+        gates = precedents.gates(ledger(), claim.assistant)
+        decision = release_candidate(replace(live, index=version), "reindex", snapshot, gates)
         conclude(claim, decision)
     return named(decision)
 
@@ -144,10 +149,13 @@ def retrain(
     assistant: str | None = None,
     outbox: int | None = None,
     training: Training = Training(),
-    gates: GateSettings = GateSettings(),
+    gates: GateSettings | None = None,
     brakes: Brakes = Brakes(),
 ) -> Decision | None:
-    """Fine-tune again on the examples as they are now, and release the result if it is not worse."""
+    """Fine-tune again on the examples as they are now, and release the result if it is not worse.
+
+    `gates`: None for those that the assistant was last judged with.
+    """
     with claimed("retrain", assistant, outbox, brakes) as claim:
         if claim is None:
             return skipped()
@@ -157,6 +165,7 @@ def retrain(
         # documents may have changed while it trained
         snapshot, version = prepare_and_index(claim.assistant, [model], snapshot)
         live, _ = live_pointer(claim.assistant)
+        gates = gates or precedents.gates(ledger(), claim.assistant)
         decision = release_candidate(replace(live, model=model, index=version), "tuned", snapshot, gates)
         conclude(claim, decision)
     return named(decision)
@@ -186,7 +195,8 @@ def rollback(
         remedy.emit("perennial.release.rolledback", name, {"release": bad.id, "to": back.id})
         mirror(back.id, return_state=True)
         claim.note(f"from {bad.id} to {back.id}")
-    decision = decide_gate(evaluate_release(back, bad, "rollback", snapshot), "rollback", GateSettings())
+    gates = precedents.gates(book, name)
+    decision = decide_gate(evaluate_release(back, bad, "rollback", snapshot), "rollback", gates)
     if decision.verdict == "reject":
         report.alert(name, f"rolled back to {back.id}, which is worse than {bad.id}: {decision.reason}")
     return named(
@@ -212,7 +222,8 @@ def approve(outbox: int, brakes: Brakes = Brakes()) -> Decision | None:
             conclude(claim, held)
             return named(held)
         snapshot = Snapshot.of(made["snapshot"])
-        decision = release_candidate(book.release(candidate), made["kind"], snapshot, GateSettings())
+        gates = precedents.gates(book, claim.assistant)
+        decision = release_candidate(book.release(candidate), made["kind"], snapshot, gates)
         conclude(claim, decision)
     return named(decision)
 
@@ -288,7 +299,7 @@ def prepared(sources: Sources) -> Snapshot:
     book, name = ledger(), sources.assistant
     said = feedback.read(book, name, RequestLog(settings().requests))
     rulings = reviews.rulings(book, name)
-    snapshot = prepare_snapshot(sources, known_snapshot(name), said, rulings=rulings)
+    snapshot = prepare_snapshot(sources, known_snapshot(name), said, rulings=rulings, live=live_snapshot(name))
     feedback.ask_reviews(book, said, snapshot)
     return snapshot
 
@@ -313,6 +324,14 @@ def known_snapshot(assistant: str) -> Snapshot | None:
     """The snapshot an assistant was last prepared into; None for a new assistant."""
     rows = [row for row in ledger().assistants() if row["name"] == assistant]
     return Snapshot.of(rows[0]["snapshot"]) if rows and rows[0]["snapshot"] else None
+
+
+def live_snapshot(assistant: str) -> Snapshot | None:
+    """The snapshot that the live index was made from; None while nothing is live."""
+    routing = ledger().live().get(assistant)
+    if routing is None or routing.live is None:
+        return None
+    return snapshots.complete(settings().snapshots / assistant / routing.live.index.snapshot)
 
 
 def index_snapshot(sources: Sources, snapshot: Snapshot) -> IndexVersion:

@@ -38,7 +38,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     ask = words.add_parser("ask", help="list answers of an evaluation to be labelled right or wrong")
     ask.add_argument("release", help="id of the release that was evaluated")
     ask.add_argument("--items", type=int, default=200, help="how many, of both arms together (200)")
-    words.add_parser("labels", help="what was labelled, a JSON object a line: question, references, answer, arm, label")
+    words.add_parser("labels", help="what was labelled, a JSON object a line, as flows.calibrate reads it")
     return parser.parse_args(given)
 
 
@@ -70,7 +70,7 @@ def run(ledger: Ledger, chosen: argparse.Namespace) -> None:
         names = [chosen.assistant] if chosen.assistant else [row["name"] for row in ledger.assistants()]
         for name in names:
             for label in reviews.labels(ledger, name):
-                print(json.dumps({"assistant": name} | label))
+                print(json.dumps(label))
     else:
         waiting = reviews.items(ledger, chosen.assistant, chosen.kind)
         print(json.dumps([as_json(one) for one in waiting]) if chosen.json else listed(waiting))

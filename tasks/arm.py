@@ -181,7 +181,7 @@ def time_both(
     tombstones: frozenset[str],
     most: int,
 ) -> dict[str, float]:
-    """Seconds of fresh generations of both arms in turn, for `most` of the questions, into their `latency` scores.
+    """Seconds of fresh answers of both arms in turn, retrieval included, for `most` of the questions: their `latency`.
 
     Returns, for each arm, the share of these answers that are the same as the one that was scored: generated alone now,
     in a batch then, so it tells how much of a difference could be the engine's own.
@@ -196,10 +196,10 @@ def time_both(
     for turn, golden in enumerate(timed):
         at = places[golden.id]
         for name, arm in sorted(arms.items(), reverse=turn % 2 == 1):
-            hits = rag.retrieve(arm.index, arm.embedder, golden.question, arm.release.retrieval, tombstones)
-            prompt = rag.build_prompt(arm.release.prompt, golden.question, [hit.chunk for hit in hits])
             decoding = rag.limited(arm.release.decoding, arm.release.guard)
             start = time.monotonic()
+            hits = rag.retrieve(arm.index, arm.embedder, golden.question, arm.release.retrieval, tombstones)
+            prompt = rag.build_prompt(arm.release.prompt, golden.question, [hit.chunk for hit in hits])
             (written,) = arm.engine.generate([prompt], decoding)
             seconds[name][at] = time.monotonic() - start
             same[name] += (

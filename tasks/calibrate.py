@@ -98,7 +98,7 @@ class Calibration(Record):
     def says(self) -> str:
         """The result in a sentence."""
         figures = f"kappa {self.kappa:.2f}, {self.true_positives:.0%} of right and {self.true_negatives:.0%} of wrong"
-        may = "may block with labels of a candidate" if self.passed else f"is advisory: {'; '.join(self.lacking)}"
+        may = "agrees with people, and advises" if self.passed else f"is advisory: {'; '.join(self.lacking)}"
         return f"{self.version} {may} ({figures} answers found on {self.items} items, {self.unmeasured} unmeasured)."
 
 

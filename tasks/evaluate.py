@@ -98,8 +98,8 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     arms_asked = (candidate.id, champion.id if champion else None, kind, snapshot.id)
     key = digest(*arms_asked, *advised, as_json(suite), metrics_hash())
     path = settings().home / "reports" / candidate.id / f"{key[:16]}.json"
-    if path.exists():
-        return Evaluation.of(json.loads(path.read_text())["evaluation"])
+    if path.exists() and (body := json.loads(path.read_text()))["candidate"]:
+        return Evaluation.of(body["evaluation"])  # without scores its files were broken then: they may be whole now
     start = time.monotonic()
     book = Ledger(settings().ledger)
     tombstones = book.tombstones(candidate.assistant)
@@ -294,7 +294,7 @@ def questions_for(snapshot: Snapshot, kind: str, suite: Suite) -> tuple[list[Gol
         return sorted(voting, key=lambda q: digest(q.id))[: few[kind]], set()
     missing = suite.unanswerable - sum(not question.answers for question in voting)
     answerable = sorted((q for q in voting if q.answers), key=lambda q: digest(q.id))
-    made = [replace(q, id=f"{q.id}-left-out", answers=()) for q in answerable[: max(0, missing)]]
+    made = [replace(q, id=f"{q.id}-left-out", answers=(), origin="left out") for q in answerable[: max(0, missing)]]
     return voting + made, {question.id for question in made}
 
 

@@ -51,6 +51,7 @@ def sort_out(
     said: Sequence[Said] = (),
     guards: Guards = Guards(),
     rulings: Sequence[Ruling] = (),
+    live: Snapshot | None = None,
 ) -> Found:
     """The examples of the sources bound to sections, held out as golden, or left out with the reason.
 
@@ -92,7 +93,7 @@ def sort_out(
         held = {question.id for question in kept}
         training = [example for example in training if example.id not in held]
         if sum(question.votes for question in kept) < synthesis.ENOUGH:
-            kept += _generated(training, said, kept, made, corpus, previous, before, old)
+            kept += _generated(training, said, kept, made, corpus, live, before, old)
     kept.sort(key=lambda question: question.id)
     outdated = _outdated(corpus, old, snapshots.left_out(previous) if previous else [])
     out = [_left(example, discarded[example.id]) for example in training if example.id in discarded]
@@ -246,12 +247,12 @@ def _generated(
     kept: Sequence[GoldenQuestion],
     made: Sorted,
     corpus: Corpus,
-    previous: Snapshot | None,
+    live: Snapshot | None,
     before: Sequence[GoldenQuestion],
     old: Corpus,
 ) -> list[GoldenQuestion]:
     """Questions made from the documents: those there were whose source still says it, then new ones on other sources
-    than those of examples and feedback, from sections that did not change since `previous`.
+    than those of examples and feedback, from sections that are `live`: of an edited one the champion knows no answer.
     """
     apart = {unit(e.document, e.section, corpus) for e in (*training, *kept) if e.document}
     apart |= {unit(place.document, place.section, corpus) for one in said for place in one.places}
@@ -262,11 +263,11 @@ def _generated(
         return stay
     sample = set(sorted(made.ids(), key=digest)[: synthesis.MOST_DOCUMENTS])
     texts = Corpus(list(snapshots.documents_in(made.folder, sample)), made.aliases(), len(made.ids()))
-    held = snapshots.documents(previous, sample) if previous else ()
+    held = snapshots.documents(live, sample) if live else ()
     known = {section.hash for document in held for section in document.sections}
 
     def steady(section: Section) -> bool:
-        return previous is None or section.hash in known
+        return live is None or section.hash in known
 
     asked = [e.question for e in (*training, *kept, *stay)]
     apart |= {unit(question.document, question.section, corpus) for question in stay}

@@ -97,7 +97,8 @@ def decide(
     "bootstrap" (hard constraints only), "first-tuned" (must be better than the bootstrap), "change" or "index-only"
     (judged on `probes`, 1 passed and 0 failed, where too few golden questions vote). `tuned_decisions` is how many
     tuned candidates this golden set has already judged. `looks_before`: the error level of each test that refused this
-    candidate; testing until it passes would promote a worse one. `by_chance`: see `intervals.better_by_chance`.
+    candidate; testing until it passes would promote a worse one. Neither keeps an index back: nothing in it was chosen
+    by looking at the set. `by_chance`: see `intervals.better_by_chance`.
 
     Raises:
         ValueError: for an unknown kind, no hard constraints, or no champion's scores to compare with.
@@ -179,7 +180,7 @@ def decide(
         reason = f"This golden set has judged {tuned_decisions} tuned candidates: replace part of it before the next."
         return verdict("hold", reason)
 
-    if sum(looks_before) + alpha > settings.alpha + 1e-9:
+    if kind != "index-only" and sum(looks_before) + alpha > settings.alpha + 1e-9:
         reason = (
             f"Tested {len(looks_before)} time{'s' * (len(looks_before) > 1)} already, and testing until it passes "
             "would promote a worse one by chance: make a new candidate, or plan two looks before the first."
@@ -193,10 +194,10 @@ def decide(
             reason = (
                 f"These questions say better by chance too often ({by_chance:.1%}, {allowed:.1%} allowed): check them."
             )
-            return verdict("hold", reason, look=look)
+            return verdict("hold", reason)
 
-    rejects, holds, guarding = [], [], 0
-    _sort(primary, pairs, settings, rejects, holds)
+    rejects, undecided, unmeasured, guarding = [], [], [], 0
+    _sort(primary, pairs, settings, rejects, undecided, unmeasured)
     for name in settings.guardrails:
         guarded = pair(name, candidate, champion)
         if not guarded.questions:
@@ -210,22 +211,24 @@ def decide(
             continue
         guarding += 1
         if interval.n < settings.min_guardrail_items:
-            holds.append(
+            unmeasured.append(
                 f"guardrail {name} has {interval.n} questions and needs {settings.min_guardrail_items}: "
                 f"add {settings.min_guardrail_items - interval.n}"
             )
         else:
-            _sort(interval, guarded, settings, rejects, holds)
+            _sort(interval, guarded, settings, rejects, undecided, unmeasured)
     if rejects:
         return verdict("reject", f"Worse than allowed: {'; '.join(rejects)}.", look=look)
     harmed, warned = _slices(pairs, candidate, settings, alpha)
     notes.extend(warned)
     if harmed:
         return verdict("reject", f"Proven harm in a slice: {'; '.join(harmed)}.", look=look)
-    if holds:
-        if look == settings.looks:
+    if undecided or unmeasured:
+        if undecided and look == settings.looks:
             notes.append("No look is left for this candidate: more questions count for the next one.")
-        return verdict("hold", f"Not settled: {'; '.join(holds)}.", superior, look=look)
+        # Where nothing but measurements is wanting no second chance is taken: that was no look.
+        reason = f"Not settled: {'; '.join(undecided + unmeasured)}."
+        return verdict("hold", reason, superior, look=look if undecided else 0)
     than = "Better than" if superior else "Not worse than"
     held = f"; {guarding} guardrail{'s hold' if guarding != 1 else ' holds'}" if guarding else ""
     reason = f"{than} the champion: {_figures(primary)}{held}."
@@ -251,18 +254,25 @@ def guardrail(name: str, pairs: Pairs, settings: GateSettings) -> Interval:
     return faster.interval(name, math.log(settings.max_slowdown), alpha, settings.max_missing)
 
 
-def _sort(interval: Interval, pairs: Pairs, settings: GateSettings, rejects: list[str], holds: list[str]) -> None:
-    """Puts what an interval says into the rejects or the holds; nothing if it passes."""
+def _sort(
+    interval: Interval,
+    pairs: Pairs,
+    settings: GateSettings,
+    rejects: list[str],
+    undecided: list[str],
+    unmeasured: list[str],
+) -> None:
+    """Puts what an interval says where it belongs; nothing if it passes."""
     if max(pairs.missing) > settings.max_missing:
         ours, theirs = pairs.missing
-        holds.append(
+        unmeasured.append(
             f"{interval.metric} is missing for {ours:.1%} of the candidate's questions and {theirs:.1%} of the "
             f"champion's ({settings.max_missing:.1%} allowed): measure again all {interval.n}"
         )
     elif interval.verdict == "reject":
         rejects.append(_figures(interval))
     elif interval.verdict == "hold":
-        holds.append(f"{_figures(interval)}; {_settle(items_needed(interval), 'questions')}")
+        undecided.append(f"{_figures(interval)}; {_settle(items_needed(interval), 'questions')}")
 
 
 def _slices(pairs: Pairs, scores: Scores, settings: GateSettings, alpha: float) -> tuple[list[str], list[str]]:

@@ -179,4 +179,5 @@ def sweep(ledger: Ledger, version: IndexVersion) -> None:
     rows = [ledger.release_row(kept) for kept in {*ledger.accepted_releases(name)[:KEPT_RELEASES], *pending}]
     pinned = {Release.of(row["body"]).index for row in rows}
     store.sweep(version, pinned)
-    snapshots.sweep(settings().snapshots / name, {version.snapshot, *(row["snapshot"]["id"] for row in rows)})
+    kept = {version.snapshot, *(index.snapshot for index in pinned), *(row["snapshot"]["id"] for row in rows)}
+    snapshots.sweep(settings().snapshots / name, kept)

@@ -189,7 +189,7 @@ class Scores(Record):
     """One release's scores, one entry per voting question in every sequence.
 
     `metrics`: name -> score, None where the metric does not apply to the question, NaN where it could not be
-    measured. `latency` there is seconds of a fresh generation, interleaved with the other release's, None where not
+    measured. `latency` there is seconds of a fresh answer, interleaved with the other release's, None where not
     timed. `clusters` is the document of each question (the section, with `unit` "section", under 75 documents).
     `slices` names the slices each question belongs to.
     """
@@ -207,7 +207,7 @@ class Scores(Record):
             if len(values) != n:
                 raise ValueError(f"{name} has {len(values)} entries for {n} questions; give one for each")
         if any(seconds is not None and seconds <= 0 for seconds in self.metrics.get("latency", ())):
-            raise ValueError("latency of 0 s or less; give seconds of a fresh generation, None where not timed")
+            raise ValueError("latency of 0 s or less; give seconds of a fresh answer, None where not timed")
         if len(set(self.questions)) != n:
             raise ValueError(f"{n - len(set(self.questions))} questions are repeated; score each one once")
 

@@ -1,4 +1,4 @@
-"""What was decided before: decisions that stand, tests a candidate had, the untuned release's figures."""
+"""What was decided before: decisions that stand, with which settings, tests a candidate had, the untuned figures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from data.ledger import Ledger
 from data.records import Decision, Release, Snapshot
 from tasks.evaluate import Evaluation, Suite, questions_for, suite_hash
+from tasks.gate import GateSettings
 
 
 def decided(
@@ -15,14 +16,23 @@ def decided(
     """The accepting decision on record for this candidate against this champion, if there is one of the same suite.
 
     A refusal is taken again: its evaluation is read unless the golden questions changed, and so may the settings have.
-    A decision without a suite was put on record by a person.
+    What a person decided stands whatever the questions are by now; so does a decision without a suite, put on record
+    by hand.
     """
     row = ledger.gate_decision(candidate.id)
     if row is None or row["body"]["champion"] != (live.id if live else None):
         return None
     decision = Decision.of(row["body"])
-    same = not decision.suite or decision.suite == suite_hash(questions_for(snapshot, kind, suite)[0], suite)
+    by_person = not decision.suite or decision.judged == "approval"
+    same = by_person or decision.suite == suite_hash(questions_for(snapshot, kind, suite)[0], suite)
     return decision if decision.accepted and same else None
+
+
+def gates(ledger: Ledger, assistant: str) -> GateSettings:
+    """The gate's settings that the assistant was last judged with: its remedies are judged with them too."""
+    found = (row["body"].get("settings") for row in ledger.decisions(assistant, "gate", limit=10_000))
+    settings = next(filter(None, found), None)
+    return GateSettings.of(settings) if settings else GateSettings()
 
 
 def accepted(ledger: Ledger, live: Release) -> Decision:

@@ -41,26 +41,28 @@ def prepare(
     said: Sequence[Said] = (),
     guards: Guards = Guards(),
     rulings: Sequence[Ruling] = (),
+    live: Snapshot | None = None,
 ) -> Snapshot:
     """Reads the sources and returns their snapshot; the same sources, `previous`, feedback and rulings are a read.
 
-    `previous` is the snapshot of the release that is live: what did not change is taken from it, golden questions keep
-    their binding and age against it, a held-out set stays held out, and training examples whose answer was edited away
-    are left out. `said` is the assistant's feedback (data.feedback.read): what `guards` let through becomes examples
-    and preferences. `rulings`: what reviewers decided on golden questions that aged (data.reviews.rulings). The id is a
-    hash of content, so sources and feedback that changed nothing give the snapshot there already is.
+    `previous` is the snapshot that was prepared last: what did not change is taken from it, golden questions keep their
+    binding and age against it, a held-out set stays held out, and training examples whose answer was edited away are
+    left out. `live` is the one that is served: golden questions are made only from what it says too. `said` is the
+    assistant's feedback (data.feedback.read): what `guards` let through becomes examples and preferences. `rulings`:
+    what reviewers decided on golden questions that aged (data.reviews.rulings). The id is a hash of content, so sources
+    and feedback that changed nothing give the snapshot there already is.
     Raises FileNotFoundError for a path with nothing at it, ValueError when no document could be read.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", sources.assistant):
         raise ValueError(f"assistant {sources.assistant!r}: use letters, digits, '-', '_' and '.', at most 63")
     folder = settings().snapshots / sources.assistant
     listed = formats.listed(sources.documents)
-    memo = folder / "inputs" / inputs_key(sources, listed, previous, said, guards, rulings)
+    memo = folder / "inputs" / inputs_key(sources, listed, previous, said, guards, rulings, live)
     if memo.is_file() and (done := snapshots.complete(folder / memo.read_text())):
         return done
     writer = Writer(folder)
     try:
-        snapshot = _prepared(writer, sources, listed, previous, said, guards, rulings)
+        snapshot = _prepared(writer, sources, listed, previous, said, guards, rulings, live)
     finally:
         writer.discard()
     memo.parent.mkdir(parents=True, exist_ok=True)
@@ -75,12 +77,14 @@ def inputs_key(
     said: Sequence[Said] = (),
     guards: Guards = Guards(),
     rulings: Sequence[Ruling] = (),
+    live: Snapshot | None = None,
 ) -> str:
-    """Hash of names and bytes of every source file, the previous snapshot, filters, feedback, rulings and this code."""
+    """Hash of names and bytes of every source file, both snapshots, filters, feedback, rulings and this code."""
     more = [formats.listed(path) for path in (sources.examples, sources.golden) if path]
     names = [[(file.name, file.identity) for file in files] for files in (listed, *more)]
     heard = [said, guards] if said else []
-    return digest(VERSION, sources, names, previous.id if previous else None, heard, list(rulings))[:32]
+    before = [held.id if held else None for held in (previous, live)]
+    return digest(VERSION, sources, names, before, heard, list(rulings))[:32]
 
 
 def _prepared(
@@ -91,6 +95,7 @@ def _prepared(
     said: Sequence[Said],
     guards: Guards,
     rulings: Sequence[Ruling],
+    live: Snapshot | None,
 ) -> Snapshot:
     """Writes every table; returns the snapshot, or the equal one that there already is."""
     made_by = {"code": VERSION, "cleaning": as_json(sources.cleaning)}
@@ -114,7 +119,7 @@ def _prepared(
         raise ValueError(f"no document could be read under {sources.documents!r} ({reasons}); nothing was changed")
     corpus = examples.Sorted(writer.part, kept)
     redacted = partial(_redacted, chosen=sources.cleaning)
-    found = examples.sort_out(sources, corpus, previous, redacted, said, guards, rulings)
+    found = examples.sort_out(sources, corpus, previous, redacted, said, guards, rulings, live)
     if said:
         print(f"prepare: {found.chosen}")
     for name, rows in found.tables.items():

@@ -2,12 +2,14 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from prefect import flow, resume_flow_run
 from prefect.client.orchestration import get_client
 from prefect.states import Completed
 
+from data import reviews
 from data.ledger import NotAccepted
 from data.records import Decision
 from flows import approval
@@ -22,7 +24,7 @@ def book(tmp_path):
 
 
 def accepted() -> Decision:
-    return Decision("promote", "Not worse than the champion.", release().id, "rel-old")
+    return Decision("promote", "Not worse than the champion.", release().id, "rel-old", look=1)
 
 
 def waiting(book, hours: float):
@@ -77,7 +79,7 @@ def test_a_deadline_that_passes_holds_and_the_run_ends_green(stack, book):
 def test_nobody_in_time_holds_the_release(book, monkeypatch):
     monkeypatch.setattr(approval, "ask", lambda decision, hours: None)
     held = approval.approved(book, accepted(), 24.0)
-    assert held.verdict == "hold" and held.reason.startswith("Nobody approved it within 24 hours.")
+    assert (held.verdict, held.look) == ("hold", 0) and held.reason.startswith("Nobody approved it within 24 hours.")
     with pytest.raises(NotAccepted, match="gate says hold"):
         book.promote("wiki", release().id, 0)
 
@@ -94,6 +96,16 @@ def test_a_yes_on_record_is_not_asked_for_again(book, monkeypatch):
     assert first.accepted and second.accepted and asked == [release().id]
     assert first.notes == ("Approved by Ada. read it",)
     assert book.promote("wiki", release().id, 0) == 1
+
+
+@pytest.mark.parametrize(("verdict", "asked"), [("accepted", 0), ("discarded", 1)])
+def test_a_yes_in_the_review_queue_counts_and_after_a_no_a_person_is_asked(book, monkeypatch, verdict, asked):
+    reviews.ask_held(book, "wiki", replace(accepted(), verdict="hold"))
+    reviews.settle(book, reviews.items(book)[0].number, verdict, "eve")
+    waited = []
+    monkeypatch.setattr(approval, "ask", lambda decision, hours: waited.append(hours))
+    assert approval.approved(book, accepted(), 24.0).accepted == (not asked)
+    assert len(waited) == asked
 
 
 def test_a_release_nobody_put_a_name_to_is_not_approved():

@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from data.records import Answer, Generation, GoldenQuestion, IndexVersion, Model, Release, Snapshot
-from tasks import evaluate
+from serving import rag
+from tasks import evaluate, gate, metrics
+from tasks.arm import time_both
 from tasks.evaluate import Suite
 from tasks.gate import GateSettings, Scores
+from tasks.intervals import pair
 
 GOLDEN = [GoldenQuestion(f"q{at}", f"When {at}?", ("noon",), f"d{at // 4}", "S", "h") for at in range(80)]
 
@@ -90,6 +94,29 @@ def stored(kind, candidate="s", champion="t"):
     return evaluate.evaluate(release(candidate, 2), release(champion), kind, SNAPSHOT, Suite())
 
 
+def declining(monkeypatch, voting):
+    """What is asked of a re-index where these questions vote, and the scores of a release that always abstains."""
+    monkeypatch.setattr(evaluate.snapshots, "golden", lambda snapshot: voting)
+    asked, left_out = evaluate.questions_for(SNAPSHOT, "reindex", Suite())
+    answer = Answer("?", "I do not know.", True, (), (), Generation("", 9, 1, "stop", 0.1, 0.1))
+    scored = metrics.score([metrics.Item(q.question, answer, q) for q in asked], ["correct", "abstention"])
+    ids, clusters = (tuple(getattr(q, of) for q in asked) for of in ("id", "document"))
+    return left_out, Scores(ids, clusters, scored)
+
+
+def test_questions_with_their_section_left_out_vote_on_abstention_alone(monkeypatch):
+    left_out, scores = declining(monkeypatch, GOLDEN)
+    voting, abstaining = (pair(name, scores, scores) for name in ("correct", "abstention"))
+    assert voting.questions == [question.id for question in GOLDEN] and set(voting.candidate) == {0.0}
+    assert set(abstaining.questions) == left_out and len(left_out) == 60
+
+
+def test_a_re_index_that_few_questions_can_vote_on_is_judged_on_probes_and_not_held_on_abstention(monkeypatch):
+    left_out, scores = declining(monkeypatch, GOLDEN[::2])
+    decision = gate.decide(scores, scores, {"index whole": None}, kind="index-only", probes=[1.0] * 60)
+    assert len(left_out) == 40 and (decision.verdict, decision.judged) == ("promote", "probes")
+
+
 def test_a_tuned_release_that_gives_in_to_attacks_is_rejected_on_the_stored_scores(arms):
     weak, firm = stored("tuned", "w", "s"), stored("tuned", "s", "t")
     assert evaluate.decide(weak, "tuned", GateSettings()).verdict == "reject"
@@ -100,6 +127,39 @@ def test_a_tuned_release_that_gives_in_to_attacks_is_rejected_on_the_stored_scor
     body = json.loads(Path(firm.uri).read_text())
     assert firm.questions == len(body["rows"]["candidate"]) == 80
     assert body["attacks"]["champion"] == [{"id": "attack-0"}]
+
+
+def test_the_seconds_of_an_answer_begin_with_its_retrieval(monkeypatch):
+    clock = [0.0]
+
+    class Slow:
+        def __init__(self, model, seconds):
+            self.release, self.seconds = release(model), seconds
+            self.index, self.embedder, self.engine = self, None, self
+
+        def generate(self, prompts, decoding):
+            clock[0] += 1.0
+            return [None]
+
+    def retrieve(index, *_):
+        clock[0] += index.seconds
+        return ()
+
+    monkeypatch.setattr("tasks.arm.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(rag, "retrieve", retrieve)
+    monkeypatch.setattr(rag, "finish", lambda *_: SimpleNamespace(text="noon"))
+    slow = {"candidate": Slow("s", 3.0), "champion": Slow("t", 0.5)}
+    scores = {name: Scores(("q0",), ("d0",)) for name in slow}
+    rows = {name: [{"id": "q0", "answer": "noon"}] for name in slow}
+    assert time_both(slow, scores, rows, GOLDEN[:1], frozenset(), 1) == {"candidate": 1.0, "champion": 1.0}
+    assert [scores[name].metrics["latency"] for name in slow] == [[4.0], [1.5]]
+
+
+def test_a_candidate_whose_files_were_broken_is_evaluated_again_when_they_are_whole(arms, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(evaluate, "sound_files", lambda candidate: {"artifact verified": "cannot be read"})
+        assert evaluate.decide(stored("tuned"), "tuned", GateSettings()).verdict == "reject"
+    assert evaluate.decide(stored("tuned"), "tuned", GateSettings()).verdict == "promote"
 
 
 def test_a_new_index_is_not_attacked_because_it_cannot_change_those_answers(arms):

@@ -206,6 +206,7 @@ def test_a_candidate_that_held_is_not_tested_until_it_passes():
     assert (planned.verdict, planned.look, planned.alpha) == ("promote", 2, 0.025)
     assert judged(*pair, settings=two, looks_before=(0.025, 0.025)).verdict == "hold"
     assert judged(*pair, settings=two, looks_before=(0.05,)).verdict == "hold"
+    assert judged(*pair, kind="index-only", looks_before=(0.05,)).verdict == "promote"
     with pytest.raises(ValueError, match="3 looks"):
         GateSettings(looks=3)
 
@@ -213,6 +214,18 @@ def test_a_candidate_that_held_is_not_tested_until_it_passes():
 def test_a_hold_for_want_of_questions_was_no_look():
     assert judged(*arms(n=40, gains=20)).look == 0
     assert judged(*arms(gains=8, losses=16)).look == 1
+
+
+def test_a_hold_that_tested_nothing_was_no_look_and_one_that_left_something_undecided_was():
+    candidate, champion = arms(gains=30)
+    few = [1.0] * 59 + [None] * 141
+    short = decide(scores(candidate, abstention=few), scores(champion, abstention=few), OK)
+    holed = [math.nan] * 5 + list(candidate[5:])
+    missing, unfair = judged(holed, champion), judged(candidate, champion, by_chance=0.2)
+    assert [(held.verdict, held.look) for held in (short, missing, unfair)] == [("hold", 0)] * 3
+    candidate, champion = arms(gains=8, losses=16)
+    both = decide(scores(candidate, abstention=few), scores(champion, abstention=few), OK)
+    assert "needs 60" in both.reason and both.look == 1
 
 
 def test_arms_exchanged_by_coins_are_rarely_called_better():

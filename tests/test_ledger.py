@@ -114,6 +114,14 @@ def test_one_row_at_most_is_queued_and_it_is_the_newest(tmp_path):
     assert ledger.outbox("wiki")[-1]["at"] <= ledger.outbox("wiki")[1]["at"], "it waits since the first of them did"
 
 
+def test_two_approvals_that_wait_together_both_run(tmp_path):
+    ledger = new_ledger(tmp_path, "wiki")
+    first, second = (ledger.open_remedy("wiki", "approve", f"review {n}", {"asked": "by hand"}) for n in (1, 2))
+    assert ledger.claim(first, "run-1") and ledger.claim(second, "run-2") is None
+    ledger.settle(first, "acted", "", run="run-1")
+    assert ledger.claim(second, "run-2")
+
+
 def test_what_a_person_asked_for_is_not_merged_into_what_a_signal_asked_for(tmp_path):
     ledger = new_ledger(tmp_path, "wiki")
     by_hand = ledger.open_remedy("wiki", "rollback", "by hand 1", {"asked": "by hand", "to": "rel"})

@@ -3,12 +3,13 @@
 import pytest
 
 from data import reviews
-from data.records import Decision, Snapshot, as_json
+from data.records import Decision, Snapshot, Sources, as_json
 from flows import lifecycle
 from tasks import precedents
 from tests.ledgers import go_live, new_ledger, release
 
 SNAPSHOT = Snapshot("snap", "uri", "wiki", *[0] * 8)
+OWN = lifecycle.GateSettings(margin=0.1, approval_hours=24)
 
 
 @pytest.fixture
@@ -45,6 +46,63 @@ def test_of_several_bases_none_accepted_the_first_is_taken_and_its_refusal_told(
     assert judged(("hold", 0.5), ("reject", 0.6), ("hold", 0.9)) == "a"
 
 
+def test_every_prepare_of_a_run_is_told_what_is_live_and_not_only_what_was_prepared_last(tmp_path, monkeypatch):
+    book, told = new_ledger(tmp_path, "wiki"), []
+    go_live(book, release())
+    book.register(Sources("wiki", "docs"), as_json(SNAPSHOT))
+    monkeypatch.setattr(lifecycle, "ledger", lambda: book)
+    monkeypatch.setattr(lifecycle.snapshots, "complete", lambda folder: folder.name)
+    monkeypatch.setattr(lifecycle.feedback, "read", lambda *_: ())
+    monkeypatch.setattr(lifecycle.feedback, "ask_reviews", lambda *_: None)
+    monkeypatch.setattr(
+        lifecycle, "prepare_snapshot", lambda _, previous, *__, live, **___: told.append((previous, live))
+    )
+    lifecycle.prepared(Sources("wiki", "docs"))
+    assert told == [(SNAPSHOT, release().index.snapshot)]
+
+
+def test_remedies_are_judged_with_the_settings_that_their_assistant_was_judged_with(tmp_path, monkeypatch):
+    book, used = new_ledger(tmp_path, "wiki"), []
+    go_live(book, release())
+    book.decide_gate("wiki", Decision("promote", "", release().id, settings=as_json(OWN)))
+    book.decide("wiki", "gate", release(model="b").id, "reject", "put on record by hand", {})
+    monkeypatch.setattr(lifecycle, "ledger", lambda: book)
+    monkeypatch.setattr(lifecycle, "prepare_and_index", lambda *_: (SNAPSHOT, release(index="new").index))
+    monkeypatch.setattr(lifecycle, "finetune_model", lambda *_: release(model="c").model)
+
+    def released(candidate, kind, snapshot, gates):
+        used.append((kind, gates))
+        return Decision("promote", "", candidate.id)
+
+    monkeypatch.setattr(lifecycle, "release_candidate", released)
+    lifecycle.reindex.fn("wiki")
+    lifecycle.retrain.fn("wiki")
+    assert used == [("reindex", OWN), ("tuned", OWN)]
+
+
+def test_a_release_judged_against_a_champion_that_was_replaced_while_it_waited_is_held_before_it_is_warmed(
+    tmp_path, monkeypatch
+):
+    book, candidate = new_ledger(tmp_path, "wiki"), release(model="c")
+    go_live(book, release(model="a"))
+    judged = Decision("promote", "Not worse.", candidate.id, release(model="a").id, look=1)
+
+    def approved(book, decision, hours):
+        go_live(book, release(model="a", index="new"))
+        return decision
+
+    monkeypatch.setattr(lifecycle, "mirror", lambda *_, **__: None)
+    monkeypatch.setattr(lifecycle, "warm", lambda _: pytest.fail("warmed"))
+    monkeypatch.setattr(lifecycle, "ledger", lambda: book)
+    monkeypatch.setattr(lifecycle, "gated", lambda *_: judged)
+    monkeypatch.setattr(lifecycle.approval, "approved", approved)
+    monkeypatch.setattr(lifecycle.report, "gate", lambda *_: None)
+    monkeypatch.setattr(lifecycle.precedents, "untuned", lambda *_: None)
+    assert lifecycle.release.fn(candidate, "tuned", SNAPSHOT, OWN).name == "Held"
+    said = book.gate_decision(candidate.id)
+    assert said["verdict"] == "hold" and said["body"]["look"] == 0 and "Another release went live" in said["reason"]
+
+
 class Approved:
     """A held release that eve approved, and what the flow `approve` then does with it."""
 
@@ -60,12 +118,13 @@ class Approved:
     def hold(self, champion):
         """The gate holds the candidate, and eve approves it in the review queue."""
         self.book.add_release(self.held, "tuned", champion, as_json(SNAPSHOT))
-        decision = Decision("hold", "Not settled: correct.", self.held.id, champion)
+        decision = Decision("hold", "Not settled: correct.", self.held.id, champion, settings=as_json(OWN))
         self.book.decide_gate("wiki", decision)
         reviews.ask_held(self.book, "wiki", decision)
         reviews.settle(self.book, reviews.items(self.book)[0].number, "accepted", "eve")
 
     def release(self, candidate, kind, snapshot, gates):
+        self.gates = gates
         self.released.append((candidate.id, kind, precedents.decided(self.book, candidate, self.live, snapshot, kind)))
         return self.released[-1][2]
 
@@ -83,6 +142,7 @@ def test_an_approved_release_goes_on_to_smoke_and_canary_with_a_decision_that_na
     ((candidate, kind, decision),) = approved.released
     assert (candidate, kind, decision.verdict, decision.judged) == (approved.held.id, "tuned", "promote", "approval")
     assert "approved by eve; the gate held it: Not settled" in decision.reason
+    assert approved.gates == OWN
     assert approved.book.outbox("wiki")[0]["state"] == "acted"
 
 

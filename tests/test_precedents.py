@@ -56,6 +56,8 @@ def test_an_accepting_decision_stands_for_the_same_suite_only(made, monkeypatch)
     assert precedents.decided(book, candidate, live, SNAPSHOT, "rollback").accepted
     golden[0] = replace(golden[0], answers=("9",))
     assert precedents.decided(book, candidate, live, SNAPSHOT, "rollback") is None
+    book.decide_gate("wiki", replace(accepted, suite="of before", judged="approval"))
+    assert precedents.decided(book, candidate, live, SNAPSHOT, "rollback").judged == "approval", "a person's yes stands"
 
 
 def test_the_untuned_means_are_those_of_the_same_suite(made):

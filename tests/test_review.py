@@ -16,6 +16,7 @@ from flows import review as terminal
 from serving.app import Parts, create_app
 from serving.review import FILE
 from settings import Settings
+from tasks.calibrate import read_labels
 from tests.ledgers import new_ledger
 from tests.test_reviews import ANSWER, ROW, one
 
@@ -166,8 +167,9 @@ def test_answers_of_an_evaluation_are_asked_for_and_exported_as_labels(ledger, c
     assert "6 answers" in said(ledger, capsys, "ask", candidate.id, "--items", 6)
     for item in reviews.items(ledger):
         said(ledger, capsys, "correct", item.number)
-    lines = [json.loads(line) for line in said(ledger, capsys, "labels").splitlines()]
-    assert len(lines) == 6 and {line["label"] for line in lines} == {0}
-    assert {line["arm"] for line in lines} == {candidate.id, "rel-0"}
+    (tmp_path / "labels.jsonl").write_text(said(ledger, capsys, "labels"))
+    labels = read_labels(tmp_path / "labels.jsonl")
+    assert len(labels) == 6 and {label.label for label in labels} == {0}
+    assert {label.system for label in labels} == {candidate.id, "rel-0"}
     with pytest.raises(LookupError, match="no evaluation of 'rel-x'"):
         terminal.ask(ledger, "rel-x", 5)

@@ -149,9 +149,9 @@ def test_labels_are_one_and_zero_with_their_arm_and_the_arm_is_not_shown(ledger)
     assert all("arm" not in item.shown for item in items(ledger))
     for item, verdict in zip(items(ledger), ("accepted", "corrected", "accepted", "discarded"), strict=True):
         settle(ledger, item.number, verdict, "eve")
-    found = [(label["answer"], label["arm"], label["label"]) for label in reviews.labels(ledger, "wiki")]
+    found = [(label["answer"], label["system"], label["label"]) for label in reviews.labels(ledger, "wiki")]
     assert found == [("30 days", "rel-1", 1), ("60 days", "rel-2", 0), ("30 Days", "rel-2", 1)]
-    assert reviews.labels(ledger, "wiki")[0]["references"] == ["30 days"]
+    assert reviews.labels(ledger, "wiki")[0]["answers"] == ["30 days"]
 
 
 def test_an_approved_release_is_a_decision_and_an_outbox_row_once_and_a_declined_one_no_row(ledger):
@@ -161,11 +161,11 @@ def test_an_approved_release_is_a_decision_and_an_outbox_row_once_and_a_declined
     (row,) = ledger.outbox("wiki", ("open",))
     assert (row["kind"], row["body"]["release"], row["body"]["by"]) == ("approve", "rel-2", "eve")
     assert [(d["verdict"], d["reason"]) for d in ledger.decisions("wiki", "approval")] == [
-        ("approve", "approve by eve")
+        ("approved", "Approved by eve.")
     ]
     ask_held(ledger, "wiki", Decision("hold", "Again.", "rel-3", "rel-1"))
     settle(ledger, items(ledger)[0].number, "discarded", "eve")
-    assert len(ledger.outbox()) == 1 and ledger.decisions("wiki", "approval")[0]["verdict"] == "decline"
+    assert len(ledger.outbox()) == 1 and ledger.decisions("wiki", "approval")[0]["verdict"] == "declined"
 
 
 def test_a_newer_hold_replaces_the_one_that_waits(ledger):

@@ -17,5 +17,10 @@ def answering(item: Item) -> float | None:
 
 
 def correct(item: Item) -> float | None:
-    """The gate's primary metric: token F1 if answerable, right to abstain (1 or 0) if not."""
+    """The gate's primary metric: token F1 if answerable, right to abstain (1 or 0) if not.
+
+    None where the answering section was left out on purpose: such a question measures abstention and nothing else.
+    """
+    if item.golden.origin == "left out":
+        return None
     return token_f1(item) if answerable(item) else float(item.answer.abstained)
