@@ -1,8 +1,8 @@
 """Calibration: how far a judge agrees with people, and whether it may be heard (METHODS section 2).
 
 A judge is advisory until it was compared with enough people's verdicts, and even then it blocks only a candidate of
-whose answers a person judged some: there `tasks.ppi` corrects whatever bias it has towards that candidate. `blocked` is that rule; the gate does not
-consult it yet.
+whose answers a person judged some: there `tasks.ppi` corrects whatever bias it has towards that candidate.
+`blocked` is that rule; the gate does not consult it yet.
 """
 
 from __future__ import annotations
