@@ -18,6 +18,8 @@ import sqlalchemy as sa
 from data.records import Decision, Release, Sources, as_json
 from data.tables import assistants, decisions, feedback, outbox, releases, reviews, signals, tombstones
 
+MANUAL = "by hand"
+"""Who asked for a remedy, in the body of its outbox row, when it was a person and no signal."""
 FINAL = ("acted", "merged", "vetoed", "refused")
 CONDITIONS = {"gate": ("promote", "bootstrap"), "smoke": ("answered",), "canary": ("held",)}
 
@@ -136,7 +138,7 @@ class Ledger:
             )
             if not moved.rowcount:
                 raise PointerMoved(f"the live pointer of {name!r} moved past {expected_seq} while this ran")
-            _decide(c, name, kind, release, "live", reason, {"seq": expected_seq + 1})
+            append_decision(c, name, kind, release, "live", reason, {"seq": expected_seq + 1})
         return expected_seq + 1
 
     def _require(self, c: sa.Connection, name: str, release: str, kind: str) -> None:
@@ -214,7 +216,7 @@ class Ledger:
     def decide(self, name: str, kind: str, release: str | None, verdict: str, reason: str, body: dict) -> int:
         """Append a decision and return its sequence number."""
         with self.write() as c:
-            return _decide(c, name, kind, release, verdict, reason, body)
+            return append_decision(c, name, kind, release, verdict, reason, body)
 
     def decide_gate(self, name: str, decision: Decision) -> int:
         return self.decide(name, "gate", decision.release, decision.verdict, decision.reason, as_json(decision))
@@ -383,7 +385,10 @@ def _prepare_sqlite(connection, _record) -> None:
     connection.execute("PRAGMA busy_timeout=30000")
 
 
-def _decide(c: sa.Connection, name: str, kind: str, release: str | None, verdict: str, reason: str, body: dict) -> int:
+def append_decision(
+    c: sa.Connection, name: str, kind: str, release: str | None, verdict: str, reason: str, body: dict
+) -> int:
+    """Append a decision in an open transaction (see Ledger.write) and return its sequence number."""
     row = {"assistant": name, "kind": kind, "release": release, "verdict": verdict, "reason": reason, "body": body}
     return c.execute(decisions.insert().values(**row, at=time.time())).inserted_primary_key[0]
 

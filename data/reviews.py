@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from data import feedback
-from data.ledger import Ledger
+from data.ledger import MANUAL, Ledger, append_decision
 from data.records import Decision, GoldenQuestion, Record, digest
 from data.redaction import redact
-from data.tables import decisions, outbox, reviews, trainings
+from data.tables import outbox, reviews, trainings
 
 AGED, EDIT, LABEL, HELD = "aged golden question", feedback.KIND, "label", "held release"
 ACTIONS: dict[str, dict[str, str]] = {
@@ -207,14 +207,13 @@ def _trained(ledger: Ledger, one: Item) -> list[str]:
 def _record_approval(c: sa.Connection, one: Item, verdict: str, who: str) -> None:
     """The decision of a person on a held release; approved, it is an outbox row beside it, in the same transaction."""
     said = "approved" if verdict == "accepted" else "declined"
-    release, champion, now = one.body["release"], one.body["champion"], time.time()
+    release, champion = one.body["release"], one.body["champion"]
     body = {"champion": champion, "who": who, "review": one.number}
-    row = {"assistant": one.assistant, "kind": "approval", "release": release, "verdict": said, "body": body}
-    c.execute(decisions.insert().values(**row, reason=f"{said.capitalize()} by {who}.", at=now))
+    append_decision(c, one.assistant, "approval", release, said, f"{said.capitalize()} by {who}.", body)
     if verdict == "accepted":
-        body = {"release": release, "champion": champion, "by": who, "asked": "by hand"}
+        body = {"release": release, "champion": champion, "by": who, "asked": MANUAL}
         asked = {"assistant": one.assistant, "kind": APPROVE, "cause": f"review {one.number}", "body": body}
-        c.execute(outbox.insert().values(**asked, state="open", at=now))
+        c.execute(outbox.insert().values(**asked, state="open", at=time.time()))
 
 
 # --- what is read of it -----------------------------------------------------------------------

@@ -234,7 +234,7 @@ def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapsho
     if (known := precedents.decided(book, candidate, live, snapshot, kind)) is not None:
         return known
     evaluation = evaluate_release(candidate, live, kind, snapshot)
-    judged, looks = evaluate.tuned_decisions(book, candidate, snapshot), precedents.looks_before(book, evaluation)
+    judged, looks = precedents.tuned_decisions(book, candidate, snapshot), precedents.looks_before(book, evaluation)
     decision = decide_gate(evaluation, kind, gates, judged, looks)
     book.decide_gate(candidate.assistant, decision)
     if decision.verdict == "hold":

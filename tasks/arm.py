@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from data.records import Answer, Chunk, GoldenQuestion, Hit, Release
+from data.records import Answer, Chunk, GoldenQuestion, Hit, Release, Retrieval
 from tasks.gate import GateSettings, Scores
 
 SLICE = 64
@@ -155,22 +155,27 @@ class Arm:
 
     def probe(self, changed: set[tuple[str, str]], most: int, tombstones: frozenset[str]) -> list[float]:
         """1 for each probe question whose own section is retrieved, 0 else; changed sections come first."""
-        from serving import rag
-
         chunks = sorted(self.index.chunks(), key=lambda c: ((c.document, c.section_hash) not in changed, c.id))
         cut = [sentences(chunk) for chunk in chunks]
         asked = [  # the longest sentence of each, then the second longest, until there are enough
-            (chunk, mine[place])
+            (mine[place], chunk.section_hash)
             for place in range(max(map(len, cut), default=0))
             for chunk, mine in zip(chunks, cut, strict=True)
             if place < len(mine)
         ][:most]
-        questions = [sentence for _, sentence in asked]
-        found = rag.retrieve_many(questions, self.index, self.embedder, self.release.retrieval, tombstones)
-        return [
-            float(any(hit.chunk.section_hash == chunk.section_hash for hit in hits))
-            for (chunk, _), hits in zip(asked, found, strict=True)
-        ]
+        return find_own(asked, self.index, self.embedder, self.release.retrieval, tombstones)
+
+
+def find_own(
+    asked: Sequence[tuple[str, str]], index, embedder, retrieval: Retrieval, tombstones: frozenset[str]
+) -> list[float]:
+    """1 for each (question, hash of its own section) whose section is retrieved, 0 else."""
+    from serving import rag
+
+    found = rag.retrieve_many([question for question, _ in asked], index, embedder, retrieval, tombstones)
+    return [
+        float(any(hit.chunk.section_hash == own for hit in hits)) for (_, own), hits in zip(asked, found, strict=True)
+    ]
 
 
 def time_both(

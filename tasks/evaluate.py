@@ -103,7 +103,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     start = time.monotonic()
     book = Ledger(settings().ledger)
     tombstones = book.tombstones(candidate.assistant)
-    voting = [question for question in snapshots.golden(snapshot) if question.votes]
+    votes = voting(snapshot)
     golden, left_out = questions_for(snapshot, kind, suite)
     hard = sound_files(candidate)
     scores: dict[str, Scores] = {}
@@ -151,8 +151,8 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
         len(golden),
         snapshot.aged,
         time.monotonic() - start,
-        golden_sets.record(book, candidate.assistant, voting),
-        sum(question.synthetic for question in voting),
+        golden_sets.record(book, candidate.assistant, votes),
+        sum(question.synthetic for question in votes),
     )
     tuned_first = bool(candidate.model.adapter and champion and not champion.model.adapter)
     body = {
@@ -266,11 +266,6 @@ def about(
     return served | suites | {"snapshot": snapshot.id, "seed": candidate.decoding.seed}
 
 
-def tuned_decisions(ledger: Ledger, candidate: Release, snapshot: Snapshot) -> int:
-    """How many other tuned candidates the snapshot's golden set has judged (see data/golden_sets)."""
-    return golden_sets.tuned_decisions(ledger, candidate.assistant, snapshots.golden(snapshot), candidate.id)
-
-
 @cache
 def metrics_hash() -> str:
     """Changes with any metric or attack: scores of a suite that has changed are never read again, of neither arm."""
@@ -286,23 +281,28 @@ def suite_hash(golden: Sequence[GoldenQuestion], suite: Suite) -> str:
 # --- the questions ----------------------------------------------------------------------------
 
 
+def voting(snapshot: Snapshot) -> list[GoldenQuestion]:
+    """The golden questions of a snapshot without those that were set aside."""
+    return [question for question in snapshots.golden(snapshot) if question.votes]
+
+
 def questions_for(snapshot: Snapshot, kind: str, suite: Suite) -> tuple[list[GoldenQuestion], set[str]]:
     """The questions that vote, and the ids of those asked with their answering section left out of retrieval."""
-    voting = [question for question in snapshots.golden(snapshot) if question.votes]
+    votes = voting(snapshot)
     few = {"bootstrap": suite.bootstrap_questions, "rollback": suite.rollback_questions}
     if kind in few:
-        return sorted(voting, key=lambda q: digest(q.id))[: few[kind]], set()
-    missing = suite.unanswerable - sum(not question.answers for question in voting)
-    answerable = sorted((q for q in voting if q.answers), key=lambda q: digest(q.id))
+        return sorted(votes, key=lambda q: digest(q.id))[: few[kind]], set()
+    missing = suite.unanswerable - sum(not question.answers for question in votes)
+    answerable = sorted((q for q in votes if q.answers), key=lambda q: digest(q.id))
     made = [replace(q, id=f"{q.id}-left-out", answers=(), origin="left out") for q in answerable[: max(0, missing)]]
-    return voting + made, {question.id for question in made}
+    return votes + made, {question.id for question in made}
 
 
 def smoke_questions(snapshot: Snapshot, release: Release, most: int = 50) -> list[str]:
     """Questions for the smoke query and the canary: golden ones and probes of the documents in turn."""
     from data.store import open_index
 
-    golden = [question.question for question in snapshots.golden(snapshot) if question.votes][: most // 2]
+    golden = [question.question for question in voting(snapshot)][: most // 2]
     chunks = sorted(open_index(release.index).chunks(), key=lambda chunk: chunk.id)
     probes = [sentences(chunk)[0] for chunk in chunks[: most - len(golden)]]
     mixed = [question for pair in zip(golden, probes, strict=False) for question in pair]

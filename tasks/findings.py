@@ -74,11 +74,8 @@ def levels(decision: Decision, untuned: dict[str, float]) -> list[list[str]]:
 def sliced(arms: dict[str, Scores], settings: GateSettings) -> list[list[str]]:
     """The primary metric in each slice, the worst first."""
     pairs = pair(settings.primary, arms["candidate"], arms["champion"])
-    scores = arms["candidate"]
-    names = sorted({name for part in scores.slices for name in part})
     rows = []
-    for name in names:
-        inside = {q for q, part in zip(scores.questions, scores.slices, strict=True) if name in part}
+    for name, inside in arms["candidate"].by_slice.items():
         part = pairs.only(inside).interval(name, settings.margin, settings.look_alpha, settings.max_missing)
         rows.append(
             (part.mean, [name, str(part.n), difference(part), f"{100 * part.lower:+.1f} to {100 * part.upper:+.1f}"])

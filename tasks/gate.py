@@ -277,12 +277,8 @@ def _sort(
 
 def _slices(pairs: Pairs, scores: Scores, settings: GateSettings, alpha: float) -> tuple[list[str], list[str]]:
     """Slices where a loss beyond the margin is proven (Holm over those large enough), and those that only look so."""
-    members: dict[str, set[str]] = {}
-    for question, names in zip(scores.questions, scores.slices or ((),) * len(scores.questions), strict=True):
-        for name in names:
-            members.setdefault(name, set()).add(question)
     tested = []
-    for name, questions in sorted(members.items()):
+    for name, questions in scores.by_slice.items():
         part = pairs.only(questions)
         interval = part.interval(f"{settings.primary} in {name}", settings.margin, alpha, settings.max_missing)
         if interval.n >= settings.min_slice_items and interval.clusters > 1:

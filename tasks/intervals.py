@@ -211,6 +211,15 @@ class Scores(Record):
         if len(set(self.questions)) != n:
             raise ValueError(f"{n - len(set(self.questions))} questions are repeated; score each one once")
 
+    @property
+    def by_slice(self) -> dict[str, set[str]]:
+        """Slice -> the questions that belong to it, by name of the slice."""
+        members: dict[str, set[str]] = {}
+        for question, names in zip(self.questions, self.slices or ((),) * len(self.questions), strict=True):
+            for name in names:
+                members.setdefault(name, set()).add(question)
+        return dict(sorted(members.items()))
+
     def beside(self, other: Scores) -> Scores:
         """These scores and those of other questions under other metrics: neither's metrics apply to the other's."""
         if shared := set(self.metrics) & set(other.metrics):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+from data import golden_sets, snapshots
 from data.ledger import Ledger
 from data.records import Decision, Release, Snapshot
 from tasks.evaluate import Evaluation, Suite, questions_for, suite_hash
@@ -30,8 +32,8 @@ def decided(
 
 def gates(ledger: Ledger, assistant: str) -> GateSettings:
     """The gate's settings that the assistant was last judged with: its remedies are judged with them too."""
-    found = (row["body"].get("settings") for row in ledger.decisions(assistant, "gate", limit=10_000))
-    settings = next(filter(None, found), None)
+    rows = ledger.decisions(assistant, "gate", limit=10_000)
+    settings = next((row["body"]["settings"] for row in rows if row["body"].get("settings")), None)
     return GateSettings.of(settings) if settings else GateSettings()
 
 
@@ -47,10 +49,9 @@ def accepted(ledger: Ledger, live: Release) -> Decision:
 def looks_before(ledger: Ledger, evaluation: Evaluation) -> tuple[float, ...]:
     """The error level of every test that refused this candidate against this champion, on other scores than these."""
     name = ledger.release_row(evaluation.release)["assistant"]
-    made = [Decision.of(row["body"]) for row in ledger.decisions(name, "gate", limit=10_000)]
     alphas = {
         decision.evaluation: decision.alpha
-        for decision in made
+        for decision in _gate(ledger, name)
         if (decision.release, decision.champion) == (evaluation.release, evaluation.champion)
         and decision.look
         and not decision.accepted
@@ -59,11 +60,20 @@ def looks_before(ledger: Ledger, evaluation: Evaluation) -> tuple[float, ...]:
     return tuple(alphas.values())
 
 
+def tuned_decisions(ledger: Ledger, candidate: Release, snapshot: Snapshot) -> int:
+    """How many other tuned candidates the snapshot's golden set has judged (see data/golden_sets)."""
+    return golden_sets.tuned_decisions(ledger, candidate.assistant, snapshots.golden(snapshot), candidate.id)
+
+
 def untuned(ledger: Ledger, decision: Decision) -> dict[str, float] | None:
     """The means of the untuned release, where a first tuned candidate was judged against it on this very suite."""
     name = ledger.release_row(decision.release)["assistant"]
-    for row in ledger.decisions(name, "gate", limit=10_000):
-        past = Decision.of(row["body"])
+    for past in _gate(ledger, name):
         if past.suite == decision.suite and past.champion and not ledger.release(past.champion).model.adapter:
             return past.baseline
     return None
+
+
+def _gate(ledger: Ledger, assistant: str) -> Iterator[Decision]:
+    """Every decision of the gate on an assistant's candidates, newest first."""
+    return (Decision.of(row["body"]) for row in ledger.decisions(assistant, "gate", limit=10_000))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from data.ledger import Ledger
+from data.ledger import MANUAL, Ledger
 from data.records import Record
 from data.requests import RequestLog
 from settings import settings
@@ -16,7 +16,6 @@ from tasks.evidence import DiagnosisSettings
 from tasks.streams import BROKEN
 
 KINDS = ("reindex", "retrain", "rollback")
-MANUAL = "by hand"
 WEEK_S = 7 * 86_400
 
 

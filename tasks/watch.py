@@ -256,8 +256,8 @@ def probe(
     """
     from data import store
     from data.embedding import load
-    from serving import rag
     from serving.engine.models import embedder_folder
+    from tasks.arm import find_own
     from tasks.retrieval import probes
 
     weights = (embedder_folder() / "model.safetensors").stat().st_mtime
@@ -273,11 +273,8 @@ def probe(
     asked = [question for question in probes(live.index, chosen.probes) if question.section_hash in shown]
     if not asked:
         return state, None
-    found = rag.retrieve_many([question.question for question in asked], held, embedder, live.retrieval, tombstones)
-    hits = [
-        float(any(hit.chunk.section_hash == question.section_hash for hit in some))
-        for question, some in zip(asked, found, strict=True)
-    ]
+    own = [(question.question, question.section_hash) for question in asked]
+    hits = find_own(own, held, embedder, live.retrieval, tombstones)
     return state, {"hits": hits, "reference": state["rate"]}
 
 
