@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     judge_rubric: str = Field("", description="the team's own criteria, judged by DeepEval's G-Eval; '' for none")
     request_timeout_s: float = 60.0
     address_requests_per_minute: int = Field(0, description="most requests of one address in a minute; 0 for no limit")
+    max_wait_s: float = Field(20.0, description="a request that would wait longer at the present pace gets 429")
     max_queued: int = Field(128, description="requests in the endpoint at once; more get 429 with Retry-After")
 
     @field_validator("home")

@@ -41,6 +41,13 @@ FIGURES = {
     "quiet-weeks": "benchmarks.quiet_weeks",
     "diagnosis": "benchmarks.diagnosis",
     "remedy-storm": "benchmarks.remedy_storm",
+    "serve-throughput": "benchmarks.serve_throughput",
+    "serve-added-latency": "benchmarks.serve_added_latency",
+    "front-door": "benchmarks.front_door",
+    "deploy-under-load": "benchmarks.deploy_under_load",
+    "rollback-time": "benchmarks.rollback_time",
+    "bad-requests": "benchmarks.bad_requests",
+    "overload": "benchmarks.overload",
 }
 
 

@@ -94,11 +94,40 @@ def handbook(documents: Path, minutes: str = "4") -> dict:
     )  # fmt: skip
 
 
+def untuned():
+    """The sample's documents behind the endpoint, answered by the base as it is; its release."""
+    from data.ledger import Ledger
+    from settings import settings
+
+    lifecycle("--assistant", "handbook", "--documents", str(SAMPLE / "documents"))
+    return Ledger(settings().ledger).live()["handbook"].live
+
+
+def accepted(book, release, live) -> None:
+    """Put a release on record as if it had passed its gate, smoke query and canary."""
+    from data.records import Decision
+
+    book.add_release(release, "tuned", live.id, book.assistant(live.assistant)["snapshot"])
+    book.decide_gate(live.assistant, Decision("promote", "accepted by hand for a benchmark", release.id, live.id))
+    for kind, verdict in (("smoke", "answered"), ("canary", "held")):
+        book.decide(live.assistant, kind, release.id, verdict, "by hand for a benchmark", {})
+
+
+def sample_questions(most: int) -> list[str]:
+    """The first questions of the sample's examples."""
+    lines = (SAMPLE / "examples.jsonl").read_text().splitlines()
+    return [json.loads(line)["question"] for line in lines[:most]]
+
+
+def chat_url() -> str:
+    """Where chat completions are asked for on the machine of this benchmark."""
+    return f"http://127.0.0.1:{os.environ['PERENNIAL_ENDPOINT_PORT']}/v1/chat/completions"
+
+
 def ask(question: str, assistant: str = "handbook") -> dict:
     """The endpoint's whole reply to one question."""
-    url = f"http://127.0.0.1:{os.environ['PERENNIAL_ENDPOINT_PORT']}/v1/chat/completions"
     body = {"model": assistant, "messages": [{"role": "user", "content": question}]}
-    return httpx.post(url, json=body, timeout=120).raise_for_status().json()
+    return httpx.post(chat_url(), json=body, timeout=120).raise_for_status().json()
 
 
 def content(reply: dict) -> str:

@@ -73,7 +73,7 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
     app = FastAPI(title="Perennial", docs_url=None, redoc_url=None, openapi_url=None)
     router, requests = parts.router, parts.requests
     meters, budgets = Meters(), Budgets(lambda since: requests.totals("key", since))
-    admission = Admission(chosen.max_queued, meters.in_flight)
+    admission = Admission(chosen.max_queued, chosen.max_wait_s, meters.in_flight)
     app.add_middleware(Door, keys=lambda: router.keys, chosen=chosen, budgets=budgets)
     app.include_router(ask.page())
     app.include_router(review.routes(parts.ledger))
@@ -143,6 +143,8 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
         def settle(row: Logged) -> None:
             row.cost = cost(row.prompt_tokens, row.completion_tokens, chosen)
             spend(row.prompt_tokens + row.completion_tokens, row.cost)
+            if row.status == 200:
+                admission.answered()
             leave()
             requests.write(row)
             meters.count(row)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -11,6 +13,8 @@ from data.requests import Logged
 from serving.refused import Refused
 from settings import Settings
 
+LEAST = 8
+"""Requests that are let in whatever the pace: engines answer several at once."""
 FRACTIONS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.4, 0.8)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
 SECONDS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 60.0)
@@ -86,19 +90,27 @@ class Meters:
 
 
 class Admission:
-    """At most `limit` requests in the endpoint at once, counted on its one event loop."""
+    """At most `limit` requests in the endpoint at once, and beyond LEAST no more than are answered within `patience_s`
+    at its present pace: who would wait longer is told so at once. Counted on the endpoint's one event loop.
+    """
 
-    def __init__(self, limit: int, gauge: Gauge):
-        self.limit, self.gauge, self.inside = limit, gauge, 0
+    def __init__(self, limit: int, patience_s: float, gauge: Gauge):
+        self.limit, self.patience_s, self.gauge, self.inside = limit, patience_s, gauge, 0
+        self.pace_s = 0.0  # between two answers while there is something to answer; 0 before the first
+        self._since = 0.0  # the last answer, or when the endpoint last became busy
 
     def enter(self) -> Callable[[], None]:
         """Take a place, and return what gives it back (once: calling it again changes nothing).
 
-        Raises Refused 429 when there is no place.
+        Raises Refused 429 when there is no place, with the seconds after which there should be one.
         """
-        if self.inside >= self.limit:
+        wait = self.inside * self.pace_s - self.patience_s
+        if self.inside >= self.limit or (self.inside >= LEAST and wait > 0):
             message = f"{self.inside} requests are being answered; try again in a moment"
-            raise Refused(429, message, "rate_limit_error", code="too_many_requests", retry_after=1)
+            again = max(1, math.ceil(wait))
+            raise Refused(429, message, "rate_limit_error", code="too_many_requests", retry_after=again)
+        if not self.inside:
+            self._since = time.monotonic()
         self._change(1)
         left = False
 
@@ -109,6 +121,12 @@ class Admission:
                 self._change(-1)
 
         return leave
+
+    def answered(self) -> None:
+        """Note that one request was answered: the pace is a running mean over about the last twenty."""
+        now = time.monotonic()
+        self.pace_s += (now - self._since - self.pace_s) / (20 if self.pace_s else 1)
+        self._since = now
 
     def _change(self, by: int) -> None:
         self.inside += by

@@ -1,7 +1,8 @@
 import pytest
 
 from data.requests import Logged
-from serving.metering import Admission, Meters, cost
+from serving import metering
+from serving.metering import LEAST, Admission, Meters, cost
 from serving.refused import Refused
 from settings import Settings
 
@@ -45,7 +46,7 @@ def test_a_stage_that_was_not_reached_is_not_measured():
 
 
 def test_requests_beyond_the_limit_are_told_when_to_come_back():
-    admission = Admission(2, Meters().in_flight)
+    admission = Admission(2, 20.0, Meters().in_flight)
     leave = admission.enter()
     admission.enter()
     with pytest.raises(Refused) as raised:
@@ -55,8 +56,51 @@ def test_requests_beyond_the_limit_are_told_when_to_come_back():
     admission.enter()
 
 
+def test_who_would_wait_longer_than_the_patience_is_told_how_long(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metering.time, "monotonic", lambda: now[0])
+    admission = Admission(1000, 20.0, Meters().in_flight)
+    waiting = [admission.enter() for _ in range(11)]
+    now[0] += 2.0
+    admission.answered()  # two seconds an answer: ten are answered within the patience
+    waiting.pop()()
+    admission.enter()
+    with pytest.raises(Refused) as raised:
+        admission.enter()
+    assert raised.value.status == 429 and raised.value.retry_after == 2
+    while len(waiting) >= LEAST:
+        waiting.pop()()
+    admission.enter()
+
+
+def test_a_pause_with_nothing_to_answer_is_no_slow_pace(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metering.time, "monotonic", lambda: now[0])
+    admission = Admission(1000, 20.0, Meters().in_flight)
+    for _ in range(3):
+        leave = admission.enter()
+        now[0] += 0.5
+        admission.answered()
+        leave()
+        now[0] += 3600
+    assert admission.pace_s == 0.5
+
+
+def test_however_slow_the_engine_a_few_are_let_in(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metering.time, "monotonic", lambda: now[0])
+    admission = Admission(1000, 20.0, Meters().in_flight)
+    admission.enter()
+    now[0] += 50.0
+    admission.answered()
+    for _ in range(LEAST - 1):
+        admission.enter()
+    with pytest.raises(Refused):
+        admission.enter()
+
+
 def test_a_place_is_given_back_once_however_often_it_is_left():
-    admission = Admission(1, Meters().in_flight)
+    admission = Admission(1, 20.0, Meters().in_flight)
     leave = admission.enter()
     leave()
     leave()
