@@ -35,9 +35,9 @@ from settings import settings
 # Chunks embedded and committed at a time: what memory holds, and what a killed build repeats at most.
 BATCH = 4096
 # Every write adds a fragment; past this many they are merged, or a search opens too many files.
-MOST_FRAGMENTS = 32
+MOST_FRAGMENTS = 8
 # Every write adds a segment to each index; past this many they are built anew, which also forgets deleted rows.
-MOST_SEGMENTS = 8
+MOST_SEGMENTS = 3
 # Words of deleted rows still count in BM25 until then; a write that deletes more than this share does not leave them.
 MOST_DELETED = 0.1
 
