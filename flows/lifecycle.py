@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
 from data import feedback, reviews, snapshots
+from data.feedback import Said
 from data.ledger import Ledger
 from data.records import Decision, IndexVersion, Model, Prompt, Release, Retrieval, Snapshot, Sources, as_json
 from data.requests import RequestLog
@@ -174,11 +175,17 @@ def live_pointer(name: str) -> tuple[Release | None, int]:
 def prepared(sources: Sources) -> Snapshot:
     """A snapshot of the sources and of what people said; edits that only a person can settle are listed for review."""
     book, name = ledger(), sources.assistant
-    said = feedback.read(book, name, RequestLog(settings().requests))
+    said = heard(book, name)
     rulings = reviews.rulings(book, name)
     snapshot = prepare_snapshot(sources, known_snapshot(name), said, rulings=rulings, live=live_snapshot(name))
     feedback.ask_reviews(book, said, snapshot)
     return snapshot
+
+
+def heard(book: Ledger, assistant: str) -> tuple[Said, ...]:
+    """What may be learnt from: feedback, and the labels that a person gave when they were asked for."""
+    labels = tuple(label for label, _ in reviews.said(book, assistant))
+    return feedback.read(book, assistant, RequestLog(settings().requests)) + labels
 
 
 def prepare_and_index(

@@ -8,11 +8,17 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
+from data import reviews
+from data.outbox import ask
 from data.records import Decision, Snapshot, as_json
+from flows import review
+from flows.calibrate import compare
 from flows.lifecycle import (
     decide_gate,
     evaluate_release,
     finetune_model,
+    heard,
+    known_snapshot,
     ledger,
     live_pointer,
     mirror,
@@ -20,12 +26,19 @@ from flows.lifecycle import (
     prepare_and_index,
     release_candidate,
     smoke,
+    step,
     warm,
 )
-from tasks import deploy, evaluate, precedents, remedy, report
+from tasks import deploy, evaluate, precedents, quarantine, remedy, report
+from tasks.calibrate import Labelled, Rules, read_labels
+from tasks.collect import Collecting, list_answers
 from tasks.finetune import Training
 from tasks.gate import GateSettings
 from tasks.remedy import Brakes, Claim
+from tasks.reprompt import FewShot, worked_examples
+
+choose_shots = step(worked_examples, name="examples")
+collect_answers = step(list_answers, name="collect")
 
 
 @flow(log_prints=True)
@@ -52,19 +65,53 @@ def retrain(
 ) -> Decision | None:
     """Fine-tune again on the examples as they are now, and release the result if it is not worse.
 
-    `gates`: None for those that the assistant was last judged with.
+    Worked examples leave the prompt: what was reviewed is among what the model learns now. `gates`: None for those that
+    the assistant was last judged with.
     """
     with claimed("retrain", assistant, outbox, brakes) as claim:
         if claim is None:
             return skipped()
         snapshot, version = prepare_and_index(claim.assistant)
         live, _ = live_pointer(claim.assistant)
-        model = finetune_model(snapshot, version, live.prompt, live.retrieval, training, live.model.base)
+        prompt = replace(live.prompt, shots=())
+        model = finetune_model(snapshot, version, prompt, live.retrieval, training, live.model.base)
         # documents may have changed while it trained
         snapshot, version = prepare_and_index(claim.assistant, [model], snapshot)
         live, _ = live_pointer(claim.assistant)
         gates = gates or precedents.gates(ledger(), claim.assistant)
-        decision = release_candidate(replace(live, model=model, index=version), "tuned", snapshot, gates)
+        candidate = replace(live, model=model, index=version, prompt=replace(live.prompt, shots=()))
+        decision = release_candidate(candidate, "tuned", snapshot, gates)
+        conclude(claim, decision)
+    return named(decision)
+
+
+@flow(log_prints=True)
+def reprompt(
+    assistant: str | None = None,
+    outbox: int | None = None,
+    few: FewShot = FewShot(),
+    gates: GateSettings | None = None,
+    brakes: Brakes = Brakes(),
+) -> Decision | None:
+    """Put reviewed pairs into the prompt as worked examples, over the live model and index, if it is not worse.
+
+    `gates`: None for those that the assistant was last judged with.
+    """
+    with claimed("reprompt", assistant, outbox, brakes) as claim:
+        if claim is None:
+            return skipped()
+        book, name = ledger(), claim.assistant
+        live, _ = live_pointer(name)
+        snapshot = known_snapshot(name)
+        shots = choose_shots(book, live, snapshot, heard(book, name), few)
+        if not shots:
+            said = f"not reprompted: fewer than {few.fewest} reviewed pairs may be shown; collect labels first"
+            claim.note(said)
+            report.alert(name, said)
+            return Completed(name="TooFew", message=said)
+        candidate = replace(live, prompt=replace(live.prompt, shots=shots))
+        gates = gates or precedents.gates(book, name)
+        decision = release_candidate(candidate, "reprompt", snapshot, gates)
         conclude(claim, decision)
     return named(decision)
 
@@ -103,6 +150,57 @@ def rollback(
 
 
 @flow(log_prints=True)
+def recalibrate(
+    assistant: str | None = None, outbox: int | None = None, labels: str | None = None, brakes: Brakes = Brakes()
+) -> State:
+    """Compare the judge, as it is now, with what people labelled; what is live stays as it is.
+
+    `labels`: a file of more of them (JSON lines). A judge that no longer agrees with people is advisory from here on.
+    """
+    with claimed("recalibrate", assistant, outbox, brakes) as claim:
+        if claim is None:
+            return skipped()
+        known = [Labelled.of(label) for label in reviews.labels(ledger(), claim.assistant)]
+        found = compare(claim.assistant, known + (read_labels(labels) if labels else []))
+        report.calibration(claim.assistant, found)
+        claim.note(found.says())
+        if not found.passed:
+            report.alert(claim.assistant, found.says())
+        if found.items < Rules().items:
+            ask_labels(claim.assistant)
+    return Completed(name="Passed" if found.passed else "Advisory", message=found.says())
+
+
+@flow(log_prints=True)
+def collect(
+    assistant: str | None = None,
+    outbox: int | None = None,
+    collecting: Collecting = Collecting(),
+    brakes: Brakes = Brakes(),
+) -> State:
+    """Ask people to label the most informative recent answers, in the review queue; what is live stays as it is."""
+    with claimed("collect", assistant, outbox, brakes) as claim:
+        if claim is None:
+            return skipped()
+        live, _ = live_pointer(claim.assistant)
+        said = collect_answers(ledger(), live, known_snapshot(claim.assistant), collecting)
+        claim.note(said)
+    return Completed(name="Asked", message=said)
+
+
+@flow(name="quarantine_ratings", log_prints=True)
+def quarantine_ratings(assistant: str | None = None, outbox: int | None = None, brakes: Brakes = Brakes()) -> State:
+    """Set the ratings of the few who carry an alarm aside until a person gives them back, and do nothing else."""
+    with claimed("quarantine_ratings", assistant, outbox, brakes) as claim:
+        if claim is None:
+            return skipped()
+        said = quarantine.set_aside(ledger(), claim.assistant, claim.body.get("voices", ()))
+        claim.note(said)
+        report.alert(claim.assistant, said)
+    return Completed(name="SetAside", message=said)
+
+
+@flow(log_prints=True)
 def approve(outbox: int, brakes: Brakes = Brakes()) -> Decision | None:
     """Release a candidate that the gate held and a person approved, if what it was judged against is still live."""
     with claimed("approve", None, outbox, brakes) as claim:
@@ -129,15 +227,22 @@ def approve(outbox: int, brakes: Brakes = Brakes()) -> Decision | None:
 # --- what the remedies share -------------------------------------------------------------------
 
 
+def ask_labels(assistant: str) -> None:
+    """List answers of the live release's evaluation to be labelled: with their references a judge can be compared."""
+    live, _ = live_pointer(assistant)
+    try:
+        print(f"{review.ask(ledger(), live.id, Rules().items)} answers of {live.id} wait for a label")
+    except LookupError as error:  # evaluated on another machine
+        print(error.args[0])
+
+
 def claimed(kind: str, assistant: str | None, outbox: int | None, brakes: Brakes):
     """Hold outbox row `outbox`, or a new one when a person asks for `assistant`; yields None if it is not free."""
     book = ledger()
     if outbox is None:
         if assistant is None:
             raise ValueError(f"{kind} needs the name of an assistant, or the outbox row to act on")
-        if book.assistant(assistant)["live_release"] is None:
-            raise ValueError(f"{assistant!r} has nothing live yet; run its lifecycle first")
-        outbox = remedy.ask_by_hand(book, assistant, kind, {})
+        outbox = ask(book, assistant, kind)
     return remedy.claimed(book, outbox, str(flow_run.get_id()), brakes)
 
 
@@ -152,3 +257,9 @@ def conclude(claim: Claim, decision: Decision) -> None:
 
 def skipped() -> State:
     return Completed(name="Skipped", message="the outbox row is settled, merged or taken, or a brake refused it")
+
+
+if __name__ == "__main__":
+    from flows.by_hand import main
+
+    main()

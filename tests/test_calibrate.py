@@ -187,16 +187,14 @@ def test_a_judge_that_was_swapped_behind_its_address_is_told_from_its_anchors(tm
     assert alarm(book)
 
 
-def test_a_moved_judge_asks_a_person_to_recalibrate_and_touches_nothing_live(tmp_path, monkeypatch):
-    told: list = []
-    monkeypatch.setattr(monitor.report, "alert", lambda *alert: told.append(alert))
+def test_a_moved_judge_asks_for_a_recalibration_and_touches_nothing_live(tmp_path, monkeypatch):
+    monkeypatch.setattr(monitor.remedy, "emit", lambda *event: None)
     book, live = new_ledger(tmp_path, "wiki"), release()
     go_live(book, live)
     evidence = Evidence(judge_moved=True)
     monitor.ask_for(book, "wiki", live.id, diagnose(evidence), evidence, {})
     assert book.decisions("wiki", "diagnosis")[0]["verdict"] == "recalibrate"
-    assert "recalibrate the judge" in told[0][1]
-    assert book.outbox("wiki") == []
+    assert [row["kind"] for row in book.outbox("wiki")] == ["recalibrate"]
     assert book.assistant("wiki")["live_release"] == live.id
 
 
