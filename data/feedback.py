@@ -284,12 +284,12 @@ def forget(ledger: Ledger, assistant: str, user: str) -> int:
     found = [str(row["seq"]) for row in ledger.rows(sa.select(feedback.c.seq).where(*mine))]
     withdraw(ledger, assistant, "forgotten on their wish", "the user", user=user)
     empty = dict.fromkeys(("edit", "comment", "question", "answer", "user", "response"))
-    theirs = ledger.rows(sa.select(reviews.c.seq, reviews.c.body).where(reviews.c.assistant == assistant))
-    listed = [row["seq"] for row in theirs if (row["body"] or {}).get("user") == user]
+    queue = ledger.rows(sa.select(reviews.c.seq, reviews.c.body).where(reviews.c.assistant == assistant))
+    listed = [row["seq"] for row in queue if (row["body"] or {}).get("user") == user]
     asked = sa.and_(reviews.c.assistant == assistant, reviews.c.kind == KIND, reviews.c.subject.in_(found))
     with ledger.write() as c:
-        mine_too = sa.or_(asked, reviews.c.seq.in_(listed))
-        c.execute(reviews.update().where(mine_too).values(body={}, answer=None, state="settled"))
+        theirs = sa.or_(asked, reviews.c.seq.in_(listed))
+        c.execute(reviews.update().where(theirs).values(body={}, answer=None, state="settled"))
         return c.execute(feedback.update().where(*mine).values(**empty)).rowcount
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flows import monitor
-from flows.calibrate import measure
+from flows.calibrate import compare, measure
 from settings import settings
 from tasks import anchors, signals
 from tasks.calibrate import (
@@ -235,6 +235,15 @@ def test_the_command_records_a_calibration_and_takes_the_anchors_as_the_new_refe
     assert configured.signal_states("wiki")["judge"]["version"] == found.version
     assert "| new | old |" in markdown(found)
     assert "270 requests" in capsys.readouterr().out
+
+
+def test_a_judge_that_cannot_be_asked_keeps_the_calibration_it_has(configured, tmp_path, monkeypatch):
+    items = [Labelled(f"q{n}", ("x",), "x", "a", 1) for n in range(4)]
+    monkeypatch.setattr(settings(), "judge_url", "http://127.0.0.1:9/v1")
+    monkeypatch.setattr("tasks.judge.RETRIES", 0)
+    with pytest.raises(ConnectionError, match="no verdict on 4 of 4 items"):
+        compare("wiki", items)
+    assert configured.decisions("wiki", KIND) == [] and "judge" not in configured.signal_states("wiki")
 
 
 def test_the_command_says_what_it_needs(tmp_path):

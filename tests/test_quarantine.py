@@ -31,6 +31,9 @@ def test_one_voice_that_floods_is_named_with_its_share():
 def test_a_busy_user_among_others_who_are_as_unhappy_carries_nothing():
     unhappy = [row(f"u{n % 20}", -1 if n % 2 else 1) for n in range(80)]
     assert carriers([*unhappy, *[row("busy", -1)] * 60], 0.12) == ((), 0.0)
+    worse = [row(f"u{n % 20}", -1 if n % 6 == 0 else 1) for n in range(80)]
+    busy = [row("busy", -1 if n % 6 == 0 else 1) for n in range(120)]
+    assert carriers([*worse, *busy], 0.10) == ((), 0.0), "the others are too few to tell, but the busy one is no worse"
 
 
 def test_where_nothing_got_worse_nobody_carries_it():

@@ -1,16 +1,26 @@
 """Worked examples of a prompt: which pairs may be shown, which are chosen, and that deleted text leaves with them."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import settings
+from data import embedding, feedback, reviews
 from data.feedback import Said
-from data.records import Chunk, GoldenQuestion, Hit, Prompt, Release, Shot, as_json
+from data.records import Answer, Chunk, Generation, GoldenQuestion, Hit, Prompt, Release, Shot, Sources, as_json
+from data.requests import Logged, RequestLog
+from data.store import open_index
 from serving import rag
+from serving.engine import models
+from tasks import collect
 from tasks.golden import Corpus
-from tasks.reprompt import FewShot, showable, spread, tokens
-from tests.ledgers import release
+from tasks.index import build_index
+from tasks.prepare import prepare
+from tasks.reprompt import FewShot, showable, spread, tokens, worked_examples
+from tests.ledgers import go_live, new_ledger, release
+from tests.test_index import FakeEmbedder
 
 CORPUS = Corpus([], {}, 100)
 PLACES = {"bin": "The bin is emptied after 30 days.", "keys": "A link lasts ten days.", "seats": "Plus has 5 seats."}
@@ -99,6 +109,83 @@ def test_examples_fit_the_budget_or_there_are_none():
     assert sum(tokens(Prompt(), one) for one in chosen) <= 100
     assert spread(pairs, [], vectors, Prompt(), FewShot(tokens=20)) == ()
     assert spread(pairs[:1], [], vectors, Prompt(), FewShot()) == ()
+
+
+# --- on an index ------------------------------------------------------------------------------
+
+
+class Words(FakeEmbedder):
+    def embed(self, texts):
+        return self.embed_passages(texts)
+
+
+@pytest.fixture
+def wiki(tmp_path, monkeypatch):
+    """A ledger whose assistant `wiki` serves pages, one of them for holders of a label; its snapshot and release."""
+    monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path / "home"))
+    settings.settings.cache_clear()
+    monkeypatch.setattr(embedding, "load", lambda path: words)
+    monkeypatch.setattr(models, "embedder_folder", lambda: tmp_path)
+    words, pages = Words(), tmp_path / "docs"
+    pages.mkdir()
+    for name, text in PLACES.items():
+        (pages / f"{name}.md").write_text(f"# {name}\n## Limits\n{text}\n")
+    (pages / "pay.md").write_text("---\naccess: hr\n---\n# pay\n## Limits\nEve earns 900 crowns.\n")
+    (pages / "law.md").write_text("# law\n## Limits\nThe court sits in Brno.\n")
+    (tmp_path / "golden.jsonl").write_text('{"question": "Which court?", "answers": ["Brno"], "document": "law.md"}')
+    snapshot = prepare(Sources("wiki", str(pages), golden=str(tmp_path / "golden.jsonl")))
+    book, live = new_ledger(tmp_path, "wiki"), replace(release(), index=build_index(snapshot))
+    go_live(book, live)
+    yield book, snapshot, live
+    settings.settings.cache_clear()
+
+
+def give(book, question, correction, tenant=""):
+    about = {"owner": "ann", "question": question, "answer": "Never.", "tenant": tenant}
+    seq = book.add_feedback("wiki", "rel", f"r{question}", -1, None, **about)
+    feedback.review_feedback(book, seq, "corrected", "eve", correction)
+    return seq
+
+
+def test_examples_come_from_reviewed_feedback_and_show_only_what_everyone_may_read_today(wiki):
+    book, snapshot, live = wiki
+    kept = [give(book, "When is the bin emptied?", "30 days"), give(book, "How many seats has Plus?", "5 seats")]
+    give(book, "What does Eve earn?", "900 crowns")
+    give(book, "How long does a link last?", "ten days", tenant="acme")
+    index = open_index(live.index)
+    gone = next(chunk for chunk in index.chunks() if chunk.document == "keys.md").id
+
+    def labels():
+        return sorted(shot.label for shot in worked_examples(book, live, snapshot, feedback.read(book, "wiki")))
+
+    assert labels() == kept, "neither what needs a label, nor a tenant's"
+    more = give(book, "What lasts ten days?", "A link")
+    assert labels() == [*kept, more]
+    book.bury("wiki", {gone}, set())
+    assert labels() == kept, "nor what is deleted"
+
+
+def test_recent_answers_are_listed_with_the_passages_they_were_given_from(wiki, monkeypatch):
+    book, snapshot, live = wiki
+    chunk = next(chunk for chunk in open_index(live.index).chunks() if chunk.document == "bin.md")
+    log = RequestLog(settings.settings().requests)
+    questions = [f"When is {word} {word} {word} emptied?" for word in ("paper", "glass", "metal")]
+    for question in questions:
+        row = Logged(f"r-{question}", time.time(), "wiki", live.id, "live", question=question, answer="30 days")
+        row.embedding, row.grounding = Words().embed([question])[0].astype(np.float16).tobytes(), 0.5
+        row.chunks = (chunk.id, "gone")
+        log.write(row)
+    log.close()
+    said = Answer("q", "30 days", False, (), (), Generation("30 days", 1, 1, "stop", 0.1, 0.1))
+    monkeypatch.setattr(collect, "answers", lambda live, asked, tombstones: [said] * len(asked))
+    assert collect.list_answers(book, live, snapshot, collect.Collecting(items=2)).startswith("2 answers listed")
+    assert "1 answers listed" in collect.list_answers(book, live, snapshot, collect.Collecting())
+    assert "no recent answer" in collect.list_answers(book, live, snapshot)
+    assert (
+        collect.list_answers(book, live, snapshot, collect.Collecting(most=3)) == "3 answers wait for a label already"
+    )
+    assert {item.title for item in reviews.items(book, "wiki", reviews.LABEL)} == set(questions)
+    assert all("emptied after 30 days" in item.shown["passages"] for item in reviews.items(book, "wiki", reviews.LABEL))
 
 
 # --- what is served ---------------------------------------------------------------------------
