@@ -56,7 +56,7 @@ def worked_examples(
 
 def showable(said: Sequence[Said], golden: Sequence[GoldenQuestion], corpus: Corpus, find: Find) -> list[Shot]:
     """The pairs that a prompt may show: reviewed, the newest of each question, with the first passage that says so."""
-    newest: dict[votes.Key, Shot] = {}
+    newest: dict[votes.Key, tuple[str, str, int]] = {}
     for one in sorted(said, key=lambda one: one.at):
         text = votes.endorsed(one)
         usable = one.reviewed and not one.golden and not one.withdrawn and text and one.question
