@@ -20,7 +20,7 @@ from benchmarks.machine import home
 
 AIM = "right action 90%, wrong automatic action at most 2%, benign left alone 95%"
 RUNS, BENIGN, QUIET, CHUNK, CHUNKS, LABELS = 20, 30, 480, 240, 3, 90
-ACTS = ("reindex", "retrain", "reprompt", "rollback", "freeze")
+ACTS = ("reindex", "retrain", "reprompt", "rollback", "freeze", "quarantine_ratings")
 FACTS = ("storage limit", "upload quota", "retention period", "seat price", "session timeout", "export size")
 UNITS = ("gigabytes", "files", "days", "euros", "minutes", "megabytes")
 UNKNOWN = ("carbon offset", "parking permit", "pension plan")

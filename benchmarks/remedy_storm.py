@@ -53,7 +53,9 @@ def act(url: str, runner: int, run_s: float, stop) -> None:
             time.sleep(0.05)
             continue
         runs += 1
-        with remedy.claimed(book, rows[-1]["seq"], f"{runner}-{runs}", remedy.Brakes(reindex_cooldown_s=0)) as claim:
+        with remedy.claimed(
+            book, rows[-1]["seq"], f"{runner}-{runs}", remedy.Brakes(cooldown_s={"reindex": 0})
+        ) as claim:
             if claim:
                 time.sleep(run_s)
                 claim.note(f"edit {claim.body['number']}")

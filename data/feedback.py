@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from data import snapshots
+from data import quarantine, snapshots
 from data.ledger import Ledger
+from data.quarantine import voice
 from data.records import Model, Record, Snapshot
 from data.redaction import redact
 from data.requests import RequestLog
@@ -41,7 +42,7 @@ class Said(Record):
     `owner`: whose key it came with, None without one. `places`: the sections shown to the model, best first.
     `question` is '' where nobody knows it any more. `verdict`: '' (nobody reviewed it) or one of VERDICTS;
     `correction`: the reviewer's answer. `golden`: the reviewer wants it asked, not trained on. `withdrawn`: by whom
-    and why, '' for a row that counts.
+    and why, '' for a row that counts. `aside`: why its voice's ratings are set aside, '' where they are not.
     """
 
     seq: int
@@ -57,6 +58,7 @@ class Said(Record):
     correction: str | None = None
     golden: bool = False
     withdrawn: str = ""
+    aside: str = ""
 
     @property
     def reviewed(self) -> bool:
@@ -98,11 +100,14 @@ def read(ledger: Ledger, assistant: str, log: RequestLog | None = None, find: Fi
         shown[row["release"]].update(row["chunks"] or ())
     places = (find or places_of)(ledger, assistant, shown)
     settled = {int(row["subject"]): row for row in ledger.rows(_reviews(assistant)) if row["verdict"]}
-    gone = withdrawn(ledger, assistant)
-    return tuple(_said(row, settled.get(row["seq"], {}), gone.get(row["seq"], ""), places) for row in rows)
+    gone, aside = withdrawn(ledger, assistant), quarantine.aside(ledger, assistant)
+    return tuple(
+        _said(row, settled.get(row["seq"], {}), gone.get(row["seq"], ""), aside.get(voice(row), ""), places)
+        for row in rows
+    )
 
 
-def _said(row: dict, settled: dict, gone: str, places: dict[str, Place]) -> Said:
+def _said(row: dict, settled: dict, gone: str, aside: str, places: dict[str, Place]) -> Said:
     found = dict.fromkeys(places[chunk] for chunk in row["chunks"] or () if chunk in places)
     return Said(
         seq=row["seq"],
@@ -118,6 +123,7 @@ def _said(row: dict, settled: dict, gone: str, places: dict[str, Place]) -> Said
         correction=settled.get("answer"),
         golden=bool((settled.get("body") or {}).get("golden")),
         withdrawn=gone,
+        aside=aside,
     )
 
 
@@ -278,9 +284,12 @@ def forget(ledger: Ledger, assistant: str, user: str) -> int:
     found = [str(row["seq"]) for row in ledger.rows(sa.select(feedback.c.seq).where(*mine))]
     withdraw(ledger, assistant, "forgotten on their wish", "the user", user=user)
     empty = dict.fromkeys(("edit", "comment", "question", "answer", "user", "response"))
-    asked = (reviews.c.assistant == assistant, reviews.c.kind == KIND, reviews.c.subject.in_(found))
+    queue = ledger.rows(sa.select(reviews.c.seq, reviews.c.body).where(reviews.c.assistant == assistant))
+    listed = [row["seq"] for row in queue if (row["body"] or {}).get("user") == user]
+    asked = sa.and_(reviews.c.assistant == assistant, reviews.c.kind == KIND, reviews.c.subject.in_(found))
     with ledger.write() as c:
-        c.execute(reviews.update().where(*asked).values(body={}, answer=None, state="settled"))
+        theirs = sa.or_(asked, reviews.c.seq.in_(listed))
+        c.execute(reviews.update().where(theirs).values(body={}, answer=None, state="settled"))
         return c.execute(feedback.update().where(*mine).values(**empty)).rowcount
 
 

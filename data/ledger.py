@@ -289,12 +289,6 @@ class Ledger:
         with self.write() as c:
             c.execute(outbox.update().where(*where).values(state=state, note=note, settled_at=time.time()))
 
-    def veto(self, seq: int, note: str) -> bool:
-        """Settle a row that nobody claimed yet as vetoed; False when it is claimed or settled."""
-        with self.write() as c:
-            mine = outbox.update().where(outbox.c.seq == seq, outbox.c.state == "open")
-            return bool(c.execute(mine.values(state="vetoed", note=note, settled_at=time.time())).rowcount)
-
     def free(self, seq: int, run: str) -> None:
         """Give a claim back, because the run that held it has ended without settling the row."""
         with self.write() as c:

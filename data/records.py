@@ -10,7 +10,7 @@ import hashlib
 import json
 import types
 import typing
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,9 +32,19 @@ def file_sha256(path: str | Path) -> str:
 
 def as_json(record: object) -> dict:
     """A record as plain JSON types."""
+    return json.loads(json.dumps(_plain(record), default=_plain))
+
+
+LATE = {"late": True}
+"""Metadata of a field that a record got when there were hashes of it already: while it is at its default it is not
+written, so that what was hashed before keeps its hash."""
+
+
+def _plain(record: object) -> dict:
     if not is_dataclass(record) or isinstance(record, type):
         raise TypeError(f"{type(record).__name__} is not a record")
-    return json.loads(json.dumps(asdict(record)))
+    values = [(one, getattr(record, one.name)) for one in fields(record)]
+    return {one.name: value for one, value in values if not (one.metadata == LATE and value == one.default)}
 
 
 def _build(kind, value):
@@ -56,7 +66,7 @@ class Record:
     @classmethod
     def of(cls, data: dict):
         hints = typing.get_type_hints(cls)
-        known = {field.name for field in fields(cls)}
+        known = {one.name for one in fields(cls)}
         if unknown := set(data) - known:
             raise ValueError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}; it has {', '.join(sorted(known))}")
         return cls(**{name: _build(hints[name], value) for name, value in data.items()})
@@ -300,10 +310,24 @@ class Model(Record):
 
 
 @dataclass(frozen=True)
+class Shot(Record):
+    """A worked example of a prompt: a question that people asked, its reviewed `answer`, and the chunk that holds it.
+
+    `label` is the number of the review or feedback it comes from (see tasks/labels.Label).
+    """
+
+    question: str
+    answer: str
+    chunk: Chunk
+    label: int
+
+
+@dataclass(frozen=True)
 class Prompt(Record):
     """The prompt as text. `passage` formats one retrieved chunk, `user` the question below the passages.
 
     `chat`: how turns are written, a name in serving/chat.py FORMATS or such a format as JSON; a Base says which.
+    `shots` stand before the conversation as turns of it.
     """
 
     system: str = (
@@ -314,6 +338,7 @@ class Prompt(Record):
     user: str = "{passages}\nQuestion: {question}"
     abstain: str = "The documents do not say."
     chat: str = "chatml"
+    shots: tuple[Shot, ...] = field(default=(), metadata=LATE)
 
     @property
     def sha256(self) -> str:

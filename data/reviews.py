@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
@@ -73,7 +73,7 @@ class Item(Record):
 SHOWN = {
     AGED: ("question", "answers", "document", "section", "old", "new"),
     EDIT: ("question", "answer", "edit", "why", "places"),
-    LABEL: ("question", "references", "answer"),
+    LABEL: ("question", "references", "answer", "passages"),
     HELD: ("release", "reason", "champion", "notes"),
 }
 """Kind -> the fields of its body that a reviewer is shown, in order. The arm of an answer to label is not: blind."""
@@ -123,6 +123,25 @@ def ask_labels(ledger: Ledger, assistant: str, answers: Sequence[Mapping]) -> No
     """List answers (`question`, `references`, `answer`, `arm`) to be labelled right or wrong, once each."""
     bodies = [{name: row[name] for name in ("question", "references", "answer", "arm")} for row in answers]
     ledger.ask_review(assistant, LABEL, {digest(body)[:32]: body for body in bodies})
+
+
+def ask_answers(ledger: Ledger, assistant: str, answers: Sequence[Mapping]) -> int:
+    """List answers to people's questions (`response`, `question`, `answer`, `arm`, `user`, `passages`, `places`) to be
+    labelled right or wrong, each once, in this order; returns how many were not listed before."""
+    before = {one["subject"] for one in ledger.rows(_labels(assistant))}
+    names = ("response", "question", "answer", "arm", "user", "passages", "places")
+    bodies = {row["response"]: {name: row[name] for name in names} | {"references": []} for row in answers}
+    ledger.ask_review(assistant, LABEL, bodies)
+    return len(bodies.keys() - before)
+
+
+def asked_before(ledger: Ledger, assistant: str) -> list[str]:
+    """The questions of all answers that were ever listed to be labelled."""
+    return [row["body"]["question"] for row in ledger.rows(_labels(assistant)) if "question" in (row["body"] or {})]
+
+
+def _labels(assistant: str) -> sa.Select:
+    return sa.select(reviews).where(reviews.c.assistant == assistant, reviews.c.kind == LABEL)
 
 
 def ask_held(ledger: Ledger, assistant: str, decision: Decision) -> None:
@@ -248,8 +267,26 @@ def _ruling(one: Item) -> Ruling:
     )
 
 
+def said(ledger: Ledger, assistant: str) -> list[tuple[feedback.Said, str]]:
+    """The labels of answers to people's questions as feedback that a reviewer gave and accepted, oldest verdict first;
+    each with the release that answered. Its number is the review's, below zero: no feedback has it.
+    """
+    found = []
+    for one in sorted(items(ledger, assistant, LABEL, "settled"), key=lambda one: (one.settled_at, one.number)):
+        if "response" not in one.body or one.verdict == "discarded":
+            continue
+        right = feedback.Said(
+            -one.number, one.at, None, one.body["question"], one.body["answer"], 1, reviewer=one.reviewer
+        )
+        right = replace(right, verdict="accepted", places=tuple(map(feedback.Place.of, one.body["places"])))
+        wrong = replace(right, rating=-1, correction=one.answer, verdict="corrected" if one.answer else "accepted")
+        found.append((right if one.verdict == "accepted" else wrong, one.body["arm"]))
+    return found
+
+
 def labels(ledger: Ledger, assistant: str) -> list[dict]:
-    """The answers that a person labelled, as calibration reads them (tasks.calibrate.Labelled): 1 right, 0 wrong."""
+    """The answers with references that a person labelled, 1 right, 0 wrong, as calibration reads them
+    (tasks.calibrate.Labelled)."""
     return [
         {
             "question": one.body["question"],
@@ -259,5 +296,5 @@ def labels(ledger: Ledger, assistant: str) -> list[dict]:
             "label": int(one.verdict == "accepted"),
         }
         for one in items(ledger, assistant, LABEL, "settled")
-        if one.verdict in ("accepted", "corrected")
+        if one.verdict in ("accepted", "corrected") and one.body.get("references")
     ]

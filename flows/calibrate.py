@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from prefect import flow
 
@@ -10,7 +11,7 @@ from data.ledger import Ledger
 from data.records import as_json
 from settings import settings
 from tasks import anchors, judge, report
-from tasks.calibrate import KIND, Calibration, Rules, calibrate, markdown, read_labels
+from tasks.calibrate import KIND, Calibration, Labelled, Rules, calibrate, markdown, read_labels
 
 
 @flow(name="calibrate", log_prints=True)
@@ -22,19 +23,26 @@ def calibrate_judge(assistant: str, labels: str, rules: Rules = Rules()) -> Cali
 
 
 def measure(assistant: str, labels: str, rules: Rules = Rules()) -> Calibration:
-    """The configured judge on the labelled items at `labels` (JSON lines), recorded in the ledger with its version.
+    """`compare` with the labels of a file (JSON lines). Raises ValueError for a line that is none."""
+    return compare(assistant, read_labels(labels) if judge.configured() else [], rules)
+
+
+def compare(assistant: str, items: Sequence[Labelled], rules: Rules = Rules()) -> Calibration:
+    """The configured judge on labelled items, recorded in the ledger with its version.
 
     Everything is asked anew, the anchors too: from here on the judge has moved when they do.
 
-    Raises LookupError without a judge, KeyError for an unknown assistant, ValueError for a line that is no label.
+    Raises LookupError without a judge, KeyError for an unknown assistant, ConnectionError, with nothing recorded, where
+    it gave no verdict on most: what cannot be asked has not changed its mind.
     """
     book, asked = Ledger(settings().ledger), judge.configured()
     if asked is None:
         raise LookupError("no judge is configured; set PERENNIAL_JUDGE_URL and PERENNIAL_JUDGE_MODEL")
     book.assistant(assistant)
-    items = read_labels(labels)
     asked.forget()
     found = calibrate(items, asked.verdicts([item.judgeable for item in items]), asked.version, rules)
+    if found.unmeasured > found.items:
+        raise ConnectionError(f"{asked.version} gave no verdict on {found.unmeasured} of {len(items)} items; is it up?")
     anchors.start(book, assistant, asked.version, anchors.stored(anchors.ask(asked)))
     print(asked.bill.says())
     book.decide(assistant, KIND, None, "passed" if found.passed else "advisory", found.says(), as_json(found))

@@ -1,4 +1,5 @@
-"""The loop, to be read from top to bottom: documents and examples in, a released assistant out, its remedies, approval.
+"""The loop, to be read from top to bottom: documents and examples in, a released assistant out. Its remedies are in
+flows/remedies.py.
 
 prepare -> index -> finetune -> evaluate -> gate -> warm -> smoke -> canary -> promote
 """
@@ -11,10 +12,10 @@ from functools import partial
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
 from data import feedback, reviews, snapshots
+from data.feedback import Said
 from data.ledger import Ledger
 from data.records import Decision, IndexVersion, Model, Prompt, Release, Retrieval, Snapshot, Sources, as_json
 from data.requests import RequestLog
@@ -26,7 +27,6 @@ from tasks import deploy, evaluate, finetune, index, precedents, prepare, regist
 from tasks.deploy import Canary
 from tasks.finetune import Training
 from tasks.gate import GateSettings
-from tasks.remedy import Brakes, Claim
 
 NAMES = {
     "promote": "Promoted",
@@ -127,107 +127,6 @@ def release(candidate: Release, kind: str, snapshot: Snapshot, gates: GateSettin
     return named(decision)
 
 
-# --- remedies: each holds the outbox row that asked for it ------------------------------------
-
-
-@flow(log_prints=True)
-def reindex(assistant: str | None = None, outbox: int | None = None, brakes: Brakes = Brakes()) -> Decision | None:
-    """Take changed documents into a new index version and release it: only what changed is embedded and asked again."""
-    with claimed("reindex", assistant, outbox, brakes) as claim:
-        if claim is None:
-            return skipped()
-        snapshot, version = prepare_and_index(claim.assistant)
-        live, _ = live_pointer(claim.assistant)
-        gates = precedents.gates(ledger(), claim.assistant)
-        decision = release_candidate(replace(live, index=version), "reindex", snapshot, gates)
-        conclude(claim, decision)
-    return named(decision)
-
-
-@flow(log_prints=True)
-def retrain(
-    assistant: str | None = None,
-    outbox: int | None = None,
-    training: Training = Training(),
-    gates: GateSettings | None = None,
-    brakes: Brakes = Brakes(),
-) -> Decision | None:
-    """Fine-tune again on the examples as they are now, and release the result if it is not worse.
-
-    `gates`: None for those that the assistant was last judged with.
-    """
-    with claimed("retrain", assistant, outbox, brakes) as claim:
-        if claim is None:
-            return skipped()
-        snapshot, version = prepare_and_index(claim.assistant)
-        live, _ = live_pointer(claim.assistant)
-        model = finetune_model(snapshot, version, live.prompt, live.retrieval, training, live.model.base)
-        # documents may have changed while it trained
-        snapshot, version = prepare_and_index(claim.assistant, [model], snapshot)
-        live, _ = live_pointer(claim.assistant)
-        gates = gates or precedents.gates(ledger(), claim.assistant)
-        decision = release_candidate(replace(live, model=model, index=version), "tuned", snapshot, gates)
-        conclude(claim, decision)
-    return named(decision)
-
-
-@flow(log_prints=True)
-def rollback(
-    assistant: str | None = None,
-    outbox: int | None = None,
-    to: str | None = None,
-    keep_index: bool = True,
-    brakes: Brakes = Brakes(),
-) -> Decision | None:
-    """Go back to an accepted release in seconds (its model, prompt and settings over the live index), then check it."""
-    with claimed("rollback", assistant, outbox, brakes) as claim:
-        if claim is None:
-            return skipped()
-        book, name = ledger(), claim.assistant
-        bad, seq = live_pointer(name)
-        back = deploy.rollback_release(book, name, to or claim.body.get("to"), keep_index)
-        snapshot = Snapshot.of(book.assistant(name)["snapshot"])
-        book.add_release(back, "rollback", bad.id, as_json(snapshot))
-        warm(back)
-        if broken := smoke(back, evaluate.smoke_questions(snapshot, back)[0]):
-            raise RuntimeError(f"cannot roll {name!r} back to {back.id}: {broken}; {bad.id} stays live")
-        book.promote(name, back.id, seq, kind="rollback", reason=claim.cause)
-        remedy.emit("perennial.release.rolledback", name, {"release": bad.id, "to": back.id})
-        mirror(back.id, return_state=True)
-        claim.note(f"from {bad.id} to {back.id}")
-    gates = precedents.gates(book, name)
-    decision = decide_gate(evaluate_release(back, bad, "rollback", snapshot), "rollback", gates)
-    if decision.verdict == "reject":
-        report.alert(name, f"rolled back to {back.id}, which is worse than {bad.id}: {decision.reason}")
-    return named(
-        replace(decision, verdict="rolledback", reason=f"{bad.id} -> {back.id}; checked after: {decision.reason}")
-    )
-
-
-@flow(log_prints=True)
-def approve(outbox: int, brakes: Brakes = Brakes()) -> Decision | None:
-    """Release a candidate that the gate held and a person approved, if what it was judged against is still live."""
-    with claimed("approve", None, outbox, brakes) as claim:
-        if claim is None:
-            return skipped()
-        book, candidate = ledger(), claim.body["release"]
-        held, made = Decision.of(book.gate_decision(candidate)["body"]), book.release_row(candidate)
-        live, _ = live_pointer(claim.assistant)
-        if held.verdict == "hold" and held.champion == (live.id if live else None):
-            reason = f"approved by {claim.body['by']}; the gate held it: {held.reason}"
-            held = replace(held, verdict="promote", judged="approval", reason=reason)
-            book.decide_gate(claim.assistant, held)
-        if held.judged != "approval":
-            held = replace(held, reason=f"{candidate} is no longer held against what is live: run its lifecycle again")
-            conclude(claim, held)
-            return named(held)
-        snapshot = Snapshot.of(made["snapshot"])
-        gates = precedents.gates(book, claim.assistant)
-        decision = release_candidate(book.release(candidate), made["kind"], snapshot, gates)
-        conclude(claim, decision)
-    return named(decision)
-
-
 def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapshot, gates: GateSettings) -> Decision:
     """The gate's decision on a candidate against the live release; one on record for the pair is read, not redone."""
     book = ledger()
@@ -268,27 +167,6 @@ def release_candidate(candidate: Release, kind: str, snapshot: Snapshot, gates: 
     return release(candidate, kind, snapshot, gates)
 
 
-def claimed(kind: str, assistant: str | None, outbox: int | None, brakes: Brakes):
-    """Hold outbox row `outbox`, or a new one when a person asks for `assistant`; yields None if it is not free."""
-    book = ledger()
-    if outbox is None:
-        if assistant is None:
-            raise ValueError(f"{kind} needs the name of an assistant, or the outbox row to act on")
-        if book.assistant(assistant)["live_release"] is None:
-            raise ValueError(f"{assistant!r} has nothing live yet; run its lifecycle first")
-        outbox = remedy.ask_by_hand(book, assistant, kind, {})
-    return remedy.claimed(book, outbox, str(flow_run.get_id()), brakes)
-
-
-def conclude(claim: Claim, decision: Decision) -> None:
-    """Note what came of a remedy; one that was refused is told to a person, one that was taken back is tried again."""
-    claim.note(decision.reason)
-    if decision.verdict == "rolledback":
-        claim.again(decision.reason)
-    elif not decision.accepted:
-        report.alert(claim.assistant, f"{claim.kind} was not released: {decision.reason}")
-
-
 def live_pointer(name: str) -> tuple[Release | None, int]:
     routing = ledger().live()[name]
     return routing.live, routing.live_seq
@@ -297,11 +175,17 @@ def live_pointer(name: str) -> tuple[Release | None, int]:
 def prepared(sources: Sources) -> Snapshot:
     """A snapshot of the sources and of what people said; edits that only a person can settle are listed for review."""
     book, name = ledger(), sources.assistant
-    said = feedback.read(book, name, RequestLog(settings().requests))
+    said = heard(book, name)
     rulings = reviews.rulings(book, name)
     snapshot = prepare_snapshot(sources, known_snapshot(name), said, rulings=rulings, live=live_snapshot(name))
     feedback.ask_reviews(book, said, snapshot)
     return snapshot
+
+
+def heard(book: Ledger, assistant: str) -> tuple[Said, ...]:
+    """What may be learnt from: feedback, and the labels that a person gave when they were asked for."""
+    labels = tuple(label for label, _ in reviews.said(book, assistant))
+    return feedback.read(book, assistant, RequestLog(settings().requests)) + labels
 
 
 def prepare_and_index(
@@ -348,10 +232,6 @@ def index_snapshot(sources: Sources, snapshot: Snapshot) -> IndexVersion:
 def named(decision: Decision) -> State:
     """A green run under an honest name: Promoted, Rejected, Held, RolledBack."""
     return Completed(name=NAMES[decision.verdict], message=decision.reason, data=decision)
-
-
-def skipped() -> State:
-    return Completed(name="Skipped", message="the outbox row is settled, merged or taken, or a brake refused it")
 
 
 if __name__ == "__main__":

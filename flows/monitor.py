@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from uuid import UUID
 
 from prefect import flow, task
@@ -12,6 +13,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, State
 
 from data.ledger import Ledger
+from data.outbox import KINDS
 from data.records import as_json
 from data.requests import RequestLog
 from settings import settings
@@ -61,9 +63,11 @@ def monitor(
 
 def ask_for(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidence, states: dict) -> None:
     """Record the decision, with an outbox row if the remedy is one that acts; then wake its flow with an event."""
-    acts = found.kind in remedy.KINDS
+    acts = found.kind in KINDS
     body = {"reason": found.reason, "row": found.row, "signals": diagnose.acted_on(found, evidence)}
     body |= {"events": (events := diagnose.events_behind(found, evidence))}
+    if found.kind == "quarantine_ratings":
+        body |= {"voices": list(evidence.rating_alarm_voices)}
     brakes = remedy.consulted(book, name, found.kind, body) if acts else {}
     if acts:
         cause = diagnose.cause(found, live, evidence, states.get("cursor", {}).get("stale", ""), events)
@@ -84,6 +88,8 @@ def ask_for(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidenc
         remedy.emit("perennial.drift.detected", name, {"kind": found.kind, "row": found.row, "outbox": outbox})
         remedy.emit(f"perennial.remedy.{found.kind}", name, {"outbox": outbox})
         print(f"{name}: asked for {found.kind} (outbox row {outbox}): {found.reason}")
+        if found.kind == "reprompt":  # row 7 asks for both: a prompt that shows the few labels, and more of them
+            ask_for(book, name, live, replace(found, kind="collect"), evidence, states)
     elif found.kind != "nothing":
         report.alert(name, found.reason)
 

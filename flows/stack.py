@@ -1,9 +1,8 @@
-"""The processes of this machine: `python -m flows.stack start | run | status | stop | pause NAME | resume NAME`."""
+"""The processes of this machine: `python -m flows.stack start | run | status | stop`."""
 
 from __future__ import annotations
 
 import argparse
-import getpass
 import hashlib
 import json
 import os
@@ -254,16 +253,6 @@ def print_answer(question: str) -> None:
     print(f"release    {reply['system_fingerprint']}")
 
 
-def pause(assistant: str, paused: bool) -> None:
-    """Stop or resume the automatic remedies of one assistant; open remedies wait and are not lost."""
-    from data.ledger import Ledger
-    from tasks import remedy
-
-    book = Ledger(settings().ledger)
-    remedy.pause(book, assistant, paused, getpass.getuser())
-    print(f"automatic remedies of {assistant} are {'paused' if paused else 'on'}")
-
-
 def say(what: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {what}", flush=True)
 
@@ -271,15 +260,9 @@ def say(what: str) -> None:
 def main() -> None:
     commands = {"start": start, "run": run, "status": status, "stop": stop}
     parser = argparse.ArgumentParser(prog="python -m flows.stack", description=__doc__)
-    parser.add_argument("command", choices=[*commands, "pause", "resume"])
-    parser.add_argument("assistant", nargs="?", help="for pause and resume: whose automatic remedies")
+    parser.add_argument("command", choices=commands)
     apply_environment()
-    chosen = parser.parse_args()
-    if chosen.command in commands:
-        sys.exit(commands[chosen.command]())
-    if not chosen.assistant:
-        parser.error(f"{chosen.command} needs the name of an assistant")
-    pause(chosen.assistant, chosen.command == "pause")
+    sys.exit(commands[parser.parse_args().command]())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from fastapi import Request
+
 from serving.keys import ADMIN, ANYONE, NOBODY, PREFIX, Key, digest
 from serving.limits import Budgets, Rate, Throttle, rate_headers
 from serving.refused import Refused
@@ -16,7 +18,7 @@ from serving.wire import refusal
 from settings import Settings
 
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z", re.ASCII)
-SCOPE_OF = {"/v1/feedback": "feedback", "/review": "review", "/metrics": "metrics"}
+SCOPE_OF = {"/v1/feedback": "feedback", "/review": "review", "/v1/remedies": "admin", "/metrics": "metrics"}
 """Path -> the scope that it and what lies below it need; every other path needs `ask`."""
 PAGES = ("/ask", "/review")
 """Pages without any data in them: a browser brings no key along when it opens one. They ask for it themselves."""
@@ -110,3 +112,18 @@ def _local(url: str) -> bool:
         return name == "localhost" or ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def same_origin(request: Request) -> None:
+    """Refuses 403 what another site's page sends to a route that acts, or shows what is for people with a right to it.
+
+    `same_machine` refuses other names for this machine. A body must be JSON, which no form of another site can send
+    unasked (Fetch standard, CORS-safelisted types).
+    """
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    elsewhere = origin is not None and urlsplit(origin).netloc != host
+    foreign = request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+    if elsewhere or foreign:
+        raise Refused(403, "This answers pages of its own origin alone", "permission_error", code="other_origin")
+    if request.method == "POST" and not request.headers.get("content-type", "").startswith("application/json"):
+        raise Refused(415, "Send it as application/json", code="unsupported_media_type")

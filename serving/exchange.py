@@ -79,7 +79,7 @@ class Exchange:
     ) -> AsyncIterator[str]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.timeout_s - (time.perf_counter() - self.arrived)
-        question, prompt, row = self.chat.question, self.release.prompt, self.row
+        question, prompt, row = self.chat.question, rag.standing(self.release, tombstones).prompt, self.row
         row.queue_s = time.perf_counter() - self.arrived
         hits: tuple[Hit, ...] = ()
         if self.chat.searches:

@@ -25,6 +25,7 @@ from data.records import (
     Prompt,
     Release,
     Retrieval,
+    Shot,
 )
 from serving import cache as answers
 from serving.chat import chat_format
@@ -66,22 +67,43 @@ def fill(template: str, **values: object) -> str:
 
 
 def build_prompt(prompt: Prompt, question: str, chunks: Sequence[Chunk], history: Sequence[dict] = ()) -> str:
-    """The full text an engine continues: system, short history, passages and question, then the open assistant turn.
+    """The full text an engine continues: system, worked examples, short history, passages and question, then the open
+    assistant turn.
 
     `history`: earlier turns, oldest first, `{"role", "content"}`; only the last `HISTORY_MESSAGES` are kept, each cut
     at `HISTORY_CHARACTERS`. Any role but `assistant` is rendered as `user`: a client can not speak as the system.
     Passages are numbered from 1 in the order of `chunks`. Raises ValueError for an unknown `prompt.chat`.
     """
     chat = chat_format(prompt.chat)
+    turns = [turn for shot in prompt.shots for turn in shown(prompt, shot)]
+    turns += [
+        ("assistant" if message["role"] == "assistant" else "user", message["content"][:HISTORY_CHARACTERS])
+        for message in history[-HISTORY_MESSAGES:]
+    ]
+    return chat.write(prompt.system, [*turns, ("user", asked(prompt, question, chunks))])
+
+
+def asked(prompt: Prompt, question: str, chunks: Sequence[Chunk]) -> str:
+    """The turn that asks: the passages, numbered from 1, and the question below them."""
     passages = "".join(
         fill(prompt.passage, number=number, title=chunk.title, section=chunk.section, text=chunk.text)
         for number, chunk in enumerate(chunks, start=1)
     )
-    turns = [
-        ("assistant" if message["role"] == "assistant" else "user", message["content"][:HISTORY_CHARACTERS])
-        for message in history[-HISTORY_MESSAGES:]
-    ]
-    return chat.write(prompt.system, [*turns, ("user", fill(prompt.user, passages=passages, question=question))])
+    return fill(prompt.user, passages=passages, question=question)
+
+
+def shown(prompt: Prompt, shot: Shot) -> tuple[tuple[str, str], tuple[str, str]]:
+    """A worked example as the two turns that it was."""
+    return ("user", asked(prompt, shot.question, [shot.chunk])), ("assistant", shot.answer)
+
+
+def standing(release: Release, tombstones: frozenset[str]) -> Release:
+    """The release as it may be shown to a model: without the worked examples whose text is deleted or superseded.
+
+    As with what is retrieved, a rollback can not bring them back (invariant 4).
+    """
+    kept = tuple(shot for shot in release.prompt.shots if shot.chunk.id not in tombstones)
+    return replace(release, prompt=replace(release.prompt, shots=kept)) if kept != release.prompt.shots else release
 
 
 def expected_tokens(release: Release, question: str, history: Sequence[dict], searches: bool) -> int:

@@ -11,7 +11,6 @@ import asyncio
 import re
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
@@ -23,6 +22,7 @@ from data.ledger import Ledger
 from data.reviews import ACTIONS, MOST_ANSWER, MOST_WHO, AlreadySettled, Item
 from serving import guard
 from serving.ask import alone
+from serving.door import same_origin
 from serving.refused import Refused
 from serving.wire import read_body
 
@@ -95,17 +95,3 @@ def shown(one: Item) -> dict:
         "verdict": one.verdict,
         "reviewer": one.reviewer,
     }
-
-
-def same_origin(request: Request) -> None:
-    """Refuses 403 what another site's page sends; serving/door.py refuses other names for this machine.
-
-    A body must be JSON, which no form of another site can send unasked (Fetch standard, CORS-safelisted types).
-    """
-    host, origin = request.headers.get("host", ""), request.headers.get("origin")
-    elsewhere = origin is not None and urlsplit(origin).netloc != host
-    foreign = request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
-    if elsewhere or foreign:
-        raise Refused(403, "The review queue answers its own page alone", "permission_error", code="other_origin")
-    if request.method == "POST" and not request.headers.get("content-type", "").startswith("application/json"):
-        raise Refused(415, "A verdict is sent as application/json", code="unsupported_media_type")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from data.records import Record, as_json, digest
 from tasks.evidence import (
+    JUDGE,
     OUTDATED,
     QUALITY,
     RATINGS,
@@ -100,6 +101,7 @@ TABLE: tuple[Row, ...] = (
         "recalibrate",
         lambda e, s: e.judge_moved and not live_moved(e),
         lambda e, s: "Only judge or anchor scores moved: recalibrate the judge, leave what is live.",
+        JUDGE,
     ),
     Row(
         "2",
@@ -165,6 +167,7 @@ TABLE: tuple[Row, ...] = (
         "quarantine_ratings",
         lambda e, s: flood(e, s) and not quality_moved(e),
         lambda e, s: f"A few users carry {e.rating_alarm_users_share:.0%} of the bad ratings: set them aside.",
+        RATINGS,
     ),
     Row(
         "9",
@@ -221,12 +224,15 @@ def cause(
 ) -> str:
     """What a remedy is asked for, as a hash: equal until the evidence that a new try could rest on has changed.
 
-    That is what the sources hold for a re-index, how many labels there are for what learns from them, else the release;
-    and whether an alarm that was too young to act on (see `Brakes.evidence`) has come of age.
+    That is what the sources hold for a re-index, how many labels there are for what learns from them, what a judge says
+    of its anchors, whose ratings carry the alarm, else the release; and whether an alarm that was too young to act on
+    (see `Brakes.evidence`) has come of age.
     """
     labels = e.new_labelled_examples + e.new_preferences
     needed = {"retrain": s.retrain_preferences, "reprompt": s.reprompt_examples}
-    rests_on = {"reindex": stale}.get(found.kind, found.row)
+    said = next((signal.evidence.get("said") for signal in e.signals if signal.name == "anchors"), None)
+    by_kind = {"reindex": stale, "recalibrate": said, "quarantine_ratings": sorted(e.rating_alarm_voices)}
+    rests_on = by_kind.get(found.kind, found.row)
     return digest(
         found.kind,
         live,

@@ -27,6 +27,7 @@ from data.records import (
     as_json,
     digest,
 )
+from serving import rag
 from settings import settings
 from tasks import anchors, gate, judge
 from tasks.arm import Arm, sentences, time_both
@@ -118,10 +119,10 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
         anchors.watch(book, candidate.assistant, grader)
     if not any(hard.values()):
         with ExitStack() as opened:
-            arms = {"candidate": Arm.open(candidate, opened)}
+            arms = {"candidate": Arm.open(rag.standing(candidate, tombstones), opened)}
             if champion:
                 same = arms["candidate"].engine if champion.model == candidate.model else None
-                arms["champion"] = Arm.open(champion, opened, same)
+                arms["champion"] = Arm.open(rag.standing(champion, tombstones), opened, same)
             versions = {f"{name} engine": arm.engine.version for name, arm in arms.items()}
             for name, arm in arms.items():
                 answers = arm.answer(golden, left_out, tombstones, name)

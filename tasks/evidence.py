@@ -73,6 +73,7 @@ class Evidence(Record):
     new_preferences: int = 0
     rating_alarm: bool = False
     rating_alarm_users_share: float = 0.0
+    rating_alarm_voices: tuple[str, ...] = ()
     query_drift: bool = False
     loss: float = 0.0
     replay: dict[str, Interval] = field(default_factory=dict)

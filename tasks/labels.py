@@ -6,17 +6,20 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from data import reviews as queue
 from data.feedback import KIND
 from data.ledger import Ledger
 from data.records import Record, Release
 from data.tables import reviews, trainings
+from tasks import votes
 
 
 @dataclass(frozen=True)
 class Label(Record):
     """A reviewed piece of feedback. `right` is the answer that should have been given, '' where nobody wrote one.
 
-    `review` counts reviews in the order in which they were settled; `release` is what gave the answer.
+    `review` counts reviews in the order in which they were settled, 0 for a label that was asked for; `release` is what
+    gave the answer.
     """
 
     seq: int
@@ -41,6 +44,17 @@ def labels(book: Ledger, assistant: str) -> list[Label]:
         right = review["answer"] or row["edit"] or ("" if wrong else row["answer"])
         found.append(Label(row["seq"], number, row["question"], wrong, right or "", row["release"]))
     return found
+
+
+def collected(book: Ledger, assistant: str) -> list[Label]:
+    """The labels that were asked for (tasks/collect), oldest first; numbered as data.reviews.said numbers them.
+
+    To be learnt from and replayed. They are no sample of what is asked, so no rate of right answers is read off them.
+    """
+    return [
+        Label(one.seq, 0, one.question, one.rating < 0, votes.endorsed(one) or "", release)
+        for one, release in queue.said(book, assistant)
+    ]
 
 
 def untrained(book: Ledger, live: Release, found: list[Label]) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from data.ledger import Ledger
 from data.records import Decision, Model, Prompt, Release, digest
+from serving import rag
 from settings import settings
 
 if TYPE_CHECKING:
@@ -212,7 +213,9 @@ def prompt_version(assistant: str, prompt: Prompt) -> None:
     from mlflow import MlflowClient
 
     name, sha = f"{assistant}-prompt", prompt.sha256
-    template = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
+    shots = [turn for shot in prompt.shots for turn in rag.shown(prompt, shot)]
+    turns = [("system", prompt.system), *shots, ("user", prompt.user)]
+    template = [{"role": role, "content": content} for role, content in turns]
     known = mlflow.genai.search_prompts(f"name = '{name}'")
     if known:
         for version in MlflowClient().search_prompt_versions(name):

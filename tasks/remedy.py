@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from data.ledger import MANUAL, Ledger
+from data.ledger import Ledger
+from data.outbox import by_hand
 from data.records import Record
 from data.requests import RequestLog
 from settings import settings
@@ -15,7 +16,16 @@ from tasks import references
 from tasks.evidence import DiagnosisSettings
 from tasks.streams import BROKEN
 
-KINDS = ("reindex", "retrain", "rollback")
+COOLDOWN_S = {
+    "reindex": 20.0,
+    "retrain": 3600.0,
+    "reprompt": 3600.0,
+    "rollback": 600.0,
+    "recalibrate": 3600.0,
+    "collect": 86_400.0,
+    "quarantine_ratings": 600.0,
+}
+"""Seconds between two remedies of a kind."""
 WEEK_S = 7 * 86_400
 
 
@@ -23,14 +33,13 @@ WEEK_S = 7 * 86_400
 class Brakes(Record):
     """What keeps a remedy from running too often: seconds between two of a kind, and what may be used in seven days.
 
-    `weekly` counts remedies of a kind, `weekly_s` their seconds of machine time and `weekly_cost` what these cost at
-    `price_per_hour`, in its currency. `evidence` is how many events a stream must have seen before its alarm may act.
-    For `opt_out_s` after it was asked for, a person can veto a remedy before it starts.
+    `cooldown_s` by kind counts in place of COOLDOWN_S. `weekly` counts remedies of a kind, `weekly_s` their seconds of
+    machine time and `weekly_cost` what these cost at `price_per_hour`, in its currency. `evidence` is how many events a
+    stream must have seen before its alarm may act. For `opt_out_s` after it was asked for, a person can veto a remedy
+    before it starts.
     """
 
-    reindex_cooldown_s: float = 20.0
-    retrain_cooldown_s: float = 3600.0
-    rollback_cooldown_s: float = 600.0
+    cooldown_s: dict[str, float] = field(default_factory=dict)
     weekly: int = 200
     weekly_s: float = 100_000.0
     price_per_hour: float = 0.10
@@ -61,7 +70,7 @@ def refused(ledger: Ledger, row: dict, brakes: Brakes, now: float) -> str:
     name, kind = row["assistant"], row["kind"]
     if row["attempts"] >= brakes.attempts:
         return f"it failed {row['attempts']} times"
-    if row["body"].get("asked") == MANUAL:
+    if by_hand(row):
         return f"automation of {name!r} is paused" if ledger.assistant(name)["paused"] else ""
     seen = row["body"].get("events")
     if seen is not None and seen < brakes.evidence:
@@ -94,14 +103,14 @@ def waits(ledger: Ledger, row: dict, brakes: Brakes, now: float) -> str:
     name, kind = row["assistant"], row["kind"]
     if [r for r in ledger.outbox(name, ("claimed",)) if r["kind"] == kind]:
         return f"a {kind} of {name!r} is running"
-    if row["body"].get("asked") == MANUAL:
+    if by_hand(row):
         return ""
     if ledger.assistant(name)["paused"]:
         return f"automation of {name!r} is paused"
     if 0 <= now - row["at"] < brakes.opt_out_s:
         return f"it may be vetoed for another {brakes.opt_out_s - (now - row['at']):.0f} s"
     acted = [r for r in ledger.outbox(name, ("acted",)) if r["kind"] == kind]
-    cooldown = getattr(brakes, f"{kind}_cooldown_s")
+    cooldown = (COOLDOWN_S | brakes.cooldown_s)[kind]
     if acted and 0 <= now - acted[-1]["settled_at"] < cooldown:
         return f"the last {kind} ended {now - acted[-1]['settled_at']:.0f} s ago; the cooldown is {cooldown:.0f} s"
     return ""
@@ -112,17 +121,6 @@ def consulted(ledger: Ledger, name: str, kind: str, body: dict, brakes: Brakes =
     now = time.time()
     row = {"assistant": name, "kind": kind, "attempts": 0, "body": body, "at": now}
     return {"refuses": refused(ledger, row, brakes, now), "holds": waits(ledger, row, brakes, now)}
-
-
-def veto(ledger: Ledger, outbox: int, who: str, why: str = "") -> bool:
-    """A person's no to a remedy that has not started: False when it is too late. It is not asked for again until the
-    evidence has changed."""
-    note = f"vetoed by {who}" + (f": {why}" if why else "")
-    vetoed = ledger.veto(outbox, note)
-    if vetoed:
-        row = next(row for row in ledger.outbox(states=("vetoed",)) if row["seq"] == outbox)
-        ledger.decide(row["assistant"], "veto", None, row["kind"], note, {"outbox": outbox})
-    return vetoed
 
 
 def pause(ledger: Ledger, assistant: str, paused: bool, who: str, why: str = "") -> None:
@@ -140,15 +138,6 @@ def pause(ledger: Ledger, assistant: str, paused: bool, who: str, why: str = "")
     ledger.pause(assistant, paused)
     verdict = "paused" if paused else "resumed"
     ledger.decide(assistant, "pause", None, verdict, f"{verdict} by {who}" + (f": {why}" if why else ""), {})
-
-
-def ask_by_hand(ledger: Ledger, assistant: str, kind: str, body: dict) -> int:
-    """An outbox row for a remedy that a person asks for."""
-    ledger.assistant(assistant)
-    cause = f"{MANUAL} {time.time_ns()}"
-    seq = ledger.open_remedy(assistant, kind, cause, body | {"asked": MANUAL})
-    assert seq is not None, "a cause by hand is new every time"
-    return seq
 
 
 @contextmanager

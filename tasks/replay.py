@@ -49,6 +49,7 @@ def answers(release: Release, questions: Sequence[str], tombstones: frozenset[st
     from tasks.arm import Arm
 
     with ExitStack() as opened:
+        release = rag.standing(release, tombstones)
         arm = Arm.open(release, opened)
         found = rag.retrieve_many(questions, arm.index, arm.embedder, release.retrieval, tombstones)
         return rag.answer_given(questions, found, release, arm.engine)

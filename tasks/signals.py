@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from scipy import stats
 
-from data.records import Record
+from data.records import Record, digest
 
 JUMP = 5.0
 """How many times the busiest run before it a run's rate of requests must be to be told."""
@@ -104,4 +104,5 @@ def anchors(first: Sequence[float | None], now: Sequence[float | None]) -> Signa
     p = float(stats.binom.sf(changed - 1, len(both), FLIP_RATE))
     share = changed / len(both) if both else 0.0
     sentence = f"The judge says otherwise on {changed} of {len(both)} frozen answers ({stricter} stricter)."
-    return Signal("anchors", share, p < 0.01, sentence, {"changed": changed, "stricter": stricter, "p": p})
+    said = {"changed": changed, "stricter": stricter, "p": p, "said": digest(list(now))[:16]}
+    return Signal("anchors", share, p < 0.01, sentence, said)

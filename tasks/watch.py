@@ -12,6 +12,7 @@ from datetime import datetime
 
 from data import formats
 from data.ledger import Ledger
+from data.quarantine import counted
 from data.records import Interval, Release, Snapshot, Sources, as_json, digest
 from data.requests import RequestLog
 from settings import settings
@@ -20,7 +21,8 @@ from tasks.drift import Watch
 from tasks.edetector import EDetector
 from tasks.evidence import QUALITY, RATINGS, RETRIEVAL, Evidence
 from tasks.index import Staleness
-from tasks.labels import Label, labels, untrained
+from tasks.labels import Label, collected, labels, untrained
+from tasks.quarantine import RECENT, carriers
 from tasks.references import MonitorSettings
 from tasks.replay import replay
 from tasks.signals import Signal
@@ -65,7 +67,8 @@ def watch(
     logged, now = log.window(assistant, cursor["request"], MOST_ROWS), time.time()
     asked = with_passages(live, with_user_before([r for r in logged if r["source"] == "user"]))
     answered = [r for r in asked if r["status"] == 200]
-    ratings = book.feedback(assistant)
+    heard = book.feedback(assistant)
+    ratings = counted(book, assistant, heard)
     said = [r for r in ratings if r["seq"] > cursor["rating"]]
     judged = labels(book, assistant)
     tombstones = book.tombstones(assistant)
@@ -111,18 +114,19 @@ def watch(
         elif signal.name == "probes" and not signal.alarm:
             probes = probes | {"rate": signal.evidence["rate"]}
     last = {"request": logged[-1]["id"] if logged else cursor["request"]}
-    last |= {"rating": said[-1]["seq"] if said else cursor["rating"]}
+    last |= {"rating": heard[-1]["seq"] if heard else 0}
     last |= {"label": judged[-1].review if judged else 0, "at": now, "buried": buried, "stale": stale.fingerprint}
     rates = [*volumes["rates"], busy["requests"] / busy["hours"]] if busy["hours"] > 0.01 else volumes["rates"]
     states |= {"cursor": last, "questions": questions, "probes": probes, "volume": {"rates": rates[-RUNS:]}}
 
     evidence = concluded(seen, states, stale, row["live_since"], live, asked, ratings, chosen)
-    examples, preferences = untrained(book, live, judged)
+    asked_for = collected(book, assistant)
+    examples, preferences = untrained(book, live, [*judged, *asked_for])
     evidence = replace(evidence, new_labelled_examples=examples, new_preferences=preferences)
     if evidence.labelled_quality_down:
         evidence = replace(evidence, worse_windows=worse_windows(judged, states["labels"], chosen))
     if evidence.worth_a_replay:
-        states["replay"] = replayed(book, log, live, judged, before.get("replay"), evidence, chosen)
+        states["replay"] = replayed(book, log, live, [*asked_for, *judged], before.get("replay"), evidence, chosen)
         evidence = replace(
             evidence, replay={part: Interval.of(found) for part, found in states["replay"]["figures"].items()}
         )
@@ -153,6 +157,10 @@ def concluded(
     # What a stream measures changes only with the release that owns it; requests and probes fail with any, now
     began = [(states[name]["promoted"], states[name]["began"]) for name in broken or fell]
     began += [(live_since, r["at"]) for r in unparsed[:1]] + ([(live_since, time.time())] if below_chance else [])
+    voices, share = (), 0.0
+    if "ratings" in alarmed:
+        rated = [r for r in ratings if r["rating"]][-RECENT:]
+        voices, share = carriers(rated, alarmed["ratings"].evidence["state"]["p0"])
     return Evidence(
         signals=seen,
         budget=references.budget(chosen),
@@ -169,7 +177,8 @@ def concluded(
         stale_sections=len(stale),
         retrieval_term_down=bool({"top score", "score gap", "unanswerable", "probes"} & alarmed.keys()),
         rating_alarm="ratings" in alarmed,
-        rating_alarm_users_share=users_share([r for r in ratings if r["rating"]][-200:]),
+        rating_alarm_users_share=share,
+        rating_alarm_voices=voices,
         query_drift="questions" in alarmed,
         loss=max([*losses, 0.0]),
     )
@@ -294,12 +303,6 @@ def worse_windows(judged: list[Label], state: dict, chosen: MonitorSettings) -> 
             break
         count += 1
     return count
-
-
-def users_share(rated: list[dict]) -> float:
-    """Share of the bad ratings that the worst user gave; ratings without a user are nobody's in particular."""
-    bad = [row["user"] or "" for row in rated if row["rating"] < 0]
-    return max((bad.count(user) for user in set(bad) if user), default=0) / len(bad) if len(bad) >= 5 else 0.0
 
 
 def replayed(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flows import monitor
-from flows.calibrate import measure
+from flows.calibrate import compare, measure
 from settings import settings
 from tasks import anchors, signals
 from tasks.calibrate import (
@@ -187,16 +187,14 @@ def test_a_judge_that_was_swapped_behind_its_address_is_told_from_its_anchors(tm
     assert alarm(book)
 
 
-def test_a_moved_judge_asks_a_person_to_recalibrate_and_touches_nothing_live(tmp_path, monkeypatch):
-    told: list = []
-    monkeypatch.setattr(monitor.report, "alert", lambda *alert: told.append(alert))
+def test_a_moved_judge_asks_for_a_recalibration_and_touches_nothing_live(tmp_path, monkeypatch):
+    monkeypatch.setattr(monitor.remedy, "emit", lambda *event: None)
     book, live = new_ledger(tmp_path, "wiki"), release()
     go_live(book, live)
     evidence = Evidence(judge_moved=True)
     monitor.ask_for(book, "wiki", live.id, diagnose(evidence), evidence, {})
     assert book.decisions("wiki", "diagnosis")[0]["verdict"] == "recalibrate"
-    assert "recalibrate the judge" in told[0][1]
-    assert book.outbox("wiki") == []
+    assert [row["kind"] for row in book.outbox("wiki")] == ["recalibrate"]
     assert book.assistant("wiki")["live_release"] == live.id
 
 
@@ -237,6 +235,15 @@ def test_the_command_records_a_calibration_and_takes_the_anchors_as_the_new_refe
     assert configured.signal_states("wiki")["judge"]["version"] == found.version
     assert "| new | old |" in markdown(found)
     assert "270 requests" in capsys.readouterr().out
+
+
+def test_a_judge_that_cannot_be_asked_keeps_the_calibration_it_has(configured, tmp_path, monkeypatch):
+    items = [Labelled(f"q{n}", ("x",), "x", "a", 1) for n in range(4)]
+    monkeypatch.setattr(settings(), "judge_url", "http://127.0.0.1:9/v1")
+    monkeypatch.setattr("tasks.judge.RETRIES", 0)
+    with pytest.raises(ConnectionError, match="no verdict on 4 of 4 items"):
+        compare("wiki", items)
+    assert configured.decisions("wiki", KIND) == [] and "judge" not in configured.signal_states("wiki")
 
 
 def test_the_command_says_what_it_needs(tmp_path):

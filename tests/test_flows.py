@@ -212,7 +212,7 @@ def test_four_streaming_clients_see_no_failed_request_during_a_rollback_and_back
     for client in clients:
         client.start()
     before = live()
-    code = f"from flows.lifecycle import *; print(rollback({NAME!r}, to=%s, return_state=True).name)"
+    code = f"from flows.remedies import *; print(rollback({NAME!r}, to=%s, return_state=True).name)"
     said: list[str] = []
     runs = [
         threading.Thread(target=lambda to=to: said.append(in_a_flow_process(code % to)))

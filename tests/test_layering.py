@@ -57,7 +57,7 @@ def test_the_walk_sees_what_it_must_refuse():
 
 def test_flow_modules_start_without_the_heavy_libraries():
     heavy = ["torch", "transformers", "lancedb", "openvino_genai", "ragas", "deepeval", "ray", "mlflow"]
-    code = f"import flows.lifecycle, flows.monitor, sys; print([m for m in {heavy!r} if m in sys.modules])"
+    code = f"import flows.remedies, flows.monitor, sys; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
 

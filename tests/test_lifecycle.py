@@ -2,10 +2,8 @@
 
 import pytest
 
-from data import reviews
 from data.records import Decision, Snapshot, Sources, as_json
 from flows import lifecycle
-from tasks import precedents
 from tests.ledgers import go_live, new_ledger, release
 
 SNAPSHOT = Snapshot("snap", "uri", "wiki", *[0] * 8)
@@ -61,25 +59,6 @@ def test_every_prepare_of_a_run_is_told_what_is_live_and_not_only_what_was_prepa
     assert told == [(SNAPSHOT, release().index.snapshot)]
 
 
-def test_remedies_are_judged_with_the_settings_that_their_assistant_was_judged_with(tmp_path, monkeypatch):
-    book, used = new_ledger(tmp_path, "wiki"), []
-    go_live(book, release())
-    book.decide_gate("wiki", Decision("promote", "", release().id, settings=as_json(OWN)))
-    book.decide("wiki", "gate", release(model="b").id, "reject", "put on record by hand", {})
-    monkeypatch.setattr(lifecycle, "ledger", lambda: book)
-    monkeypatch.setattr(lifecycle, "prepare_and_index", lambda *_: (SNAPSHOT, release(index="new").index))
-    monkeypatch.setattr(lifecycle, "finetune_model", lambda *_: release(model="c").model)
-
-    def released(candidate, kind, snapshot, gates):
-        used.append((kind, gates))
-        return Decision("promote", "", candidate.id)
-
-    monkeypatch.setattr(lifecycle, "release_candidate", released)
-    lifecycle.reindex.fn("wiki")
-    lifecycle.retrain.fn("wiki")
-    assert used == [("reindex", OWN), ("tuned", OWN)]
-
-
 def test_a_release_judged_against_a_champion_that_was_replaced_while_it_waited_is_held_before_it_is_warmed(
     tmp_path, monkeypatch
 ):
@@ -101,58 +80,3 @@ def test_a_release_judged_against_a_champion_that_was_replaced_while_it_waited_i
     assert lifecycle.release.fn(candidate, "tuned", SNAPSHOT, OWN).name == "Held"
     said = book.gate_decision(candidate.id)
     assert said["verdict"] == "hold" and said["body"]["look"] == 0 and "Another release went live" in said["reason"]
-
-
-class Approved:
-    """A held release that eve approved, and what the flow `approve` then does with it."""
-
-    def __init__(self, folder, monkeypatch):
-        self.book, self.live, self.held = new_ledger(folder, "wiki"), release(model="a"), release(model="c")
-        go_live(self.book, self.live)
-        self.hold(self.live.id)
-        monkeypatch.setattr(lifecycle, "ledger", lambda: self.book)
-        self.released, self.alerts = [], []
-        monkeypatch.setattr(lifecycle, "release_candidate", self.release)
-        monkeypatch.setattr(lifecycle.report, "alert", lambda name, said: self.alerts.append(said))
-
-    def hold(self, champion):
-        """The gate holds the candidate, and eve approves it in the review queue."""
-        self.book.add_release(self.held, "tuned", champion, as_json(SNAPSHOT))
-        decision = Decision("hold", "Not settled: correct.", self.held.id, champion, settings=as_json(OWN))
-        self.book.decide_gate("wiki", decision)
-        reviews.ask_held(self.book, "wiki", decision)
-        reviews.settle(self.book, reviews.items(self.book)[0].number, "accepted", "eve")
-
-    def release(self, candidate, kind, snapshot, gates):
-        self.gates = gates
-        self.released.append((candidate.id, kind, precedents.decided(self.book, candidate, self.live, snapshot, kind)))
-        return self.released[-1][2]
-
-    def run(self):
-        return lifecycle.approve.fn(self.book.outbox("wiki", ("open",))[0]["seq"])
-
-
-@pytest.fixture
-def approved(tmp_path, monkeypatch):
-    return Approved(tmp_path, monkeypatch)
-
-
-def test_an_approved_release_goes_on_to_smoke_and_canary_with_a_decision_that_names_who(approved):
-    assert approved.run().name == "Promoted"
-    ((candidate, kind, decision),) = approved.released
-    assert (candidate, kind, decision.verdict, decision.judged) == (approved.held.id, "tuned", "promote", "approval")
-    assert "approved by eve; the gate held it: Not settled" in decision.reason
-    assert approved.gates == OWN
-    assert approved.book.outbox("wiki")[0]["state"] == "acted"
-
-
-def test_an_approval_against_a_champion_that_is_no_longer_live_releases_nothing(approved):
-    go_live(approved.book, release(model="d"))
-    assert approved.run().name == "Held"
-    assert approved.released == [] and "no longer held against what is live" in approved.alerts[0]
-    assert approved.book.gate_decision(approved.held.id)["verdict"] == "hold"
-
-
-def test_a_release_that_was_rejected_since_is_not_approved(approved):
-    approved.book.decide_gate("wiki", Decision("reject", "Worse.", approved.held.id, approved.live.id))
-    assert approved.run().name == "Rejected" and approved.released == []

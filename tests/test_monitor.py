@@ -118,3 +118,21 @@ def test_an_edit_heals_although_the_detectors_fail(tmp_path, heard, monkeypatch)
     assert [row["verdict"] for row in ledger.decisions("wiki", "diagnosis")] == ["alert", "reindex"]
     assert ledger.signal_states("wiki")["cursor"] == {"request": 7, "stale": "f"}
     assert ledger.signal_states("wiki")["labels"] == {"reference": [1]}
+
+
+def test_too_few_labels_to_retrain_ask_for_a_prompt_and_for_more_labels(tmp_path, heard):
+    ledger = new_ledger(tmp_path, "wiki")
+    evidence = Evidence(labelled_quality_down=True, worse_windows=2, new_labelled_examples=20)
+    for _ in range(2):
+        monitor.ask_for(ledger, "wiki", "rel-1", diagnose(evidence), evidence, {})
+    assert [row["kind"] for row in ledger.outbox("wiki")] == ["reprompt", "collect"]
+
+
+def test_a_second_flood_by_others_and_a_judge_that_moves_again_are_asked_for_anew(tmp_path, heard):
+    ledger = new_ledger(tmp_path, "wiki")
+    floods = [Evidence(rating_alarm=True, rating_alarm_users_share=0.8, rating_alarm_voices=(v,)) for v in "aab"]
+    moves = [Evidence(judge_moved=True, signals=(Signal("anchors", 1.0, True, "", {"said": said}),)) for said in "xxy"]
+    for evidence in (*floods, *moves):
+        monitor.ask_for(ledger, "wiki", "rel-1", diagnose(evidence), evidence, {})
+    rows = [(row["kind"], row["body"].get("voices")) for row in ledger.outbox("wiki")]
+    assert rows == [("quarantine_ratings", ["a"]), ("quarantine_ratings", ["b"]), *[("recalibrate", None)] * 2]

@@ -181,13 +181,6 @@ def test_the_budget_is_stated_and_shared_by_every_signal():
     assert restart(watch_p(references.question_bar(SMALL))).threshold == references.SIGNALS * 2000 / 0.05
 
 
-def test_the_worst_user_of_bad_ratings_is_seen_only_when_there_are_enough():
-    bad = [{"rating": -1, "user": "one"}] * 4 + [{"rating": -1, "user": "two"}]
-    assert watch.users_share(bad) == 0.8
-    assert watch.users_share(bad[:4]) == 0.0
-    assert watch.users_share([{"rating": -1, "user": None}] * 9) == 0.0, "without a user it is nobody's in particular"
-
-
 def test_deleted_text_is_looked_for_only_in_answers_given_after_it_was_gone():
     rows = [{"cited": ["a"]}, {"cited": ["b", "gone"]}, {"cited": None}]
     assert watch.cited_deleted(rows, frozenset({"gone"})) == {"cited": 1, "answers": 3}
