@@ -22,7 +22,7 @@ from flows.lifecycle import (
     smoke,
     warm,
 )
-from tasks import deploy, evaluate, precedents, remedy, report
+from tasks import deploy, evaluate, events, precedents, remedy, report
 from tasks.finetune import Training
 from tasks.gate import GateSettings
 from tasks.remedy import Brakes, Claim
@@ -90,13 +90,15 @@ def rollback(
         if broken := smoke(back, evaluate.smoke_questions(snapshot, back)[0]):
             raise RuntimeError(f"cannot roll {name!r} back to {back.id}: {broken}; {bad.id} stays live")
         book.promote(name, back.id, seq, kind="rollback", reason=claim.cause)
-        remedy.emit("perennial.release.rolledback", name, {"release": bad.id, "to": back.id})
+        about = {"release": bad.id, "outbox": claim.outbox, "kind": "rollback"}
+        events.emit("perennial.release.rolledback", name, **about, reason=f"gone back to {back.id}")
         mirror(back.id, return_state=True)
         claim.note(f"from {bad.id} to {back.id}")
     gates = precedents.gates(book, name)
     decision = decide_gate(evaluate_release(back, bad, "rollback", snapshot), "rollback", gates)
     if decision.verdict == "reject":
-        report.alert(name, f"rolled back to {back.id}, which is worse than {bad.id}: {decision.reason}")
+        reason = f"rolled back to {back.id}, which is worse than {bad.id}: {decision.reason}"
+        report.alert(name, reason, "gone back to a worse release", back.id)
     return named(
         replace(decision, verdict="rolledback", reason=f"{bad.id} -> {back.id}; checked after: {decision.reason}")
     )
@@ -144,10 +146,13 @@ def claimed(kind: str, assistant: str | None, outbox: int | None, brakes: Brakes
 def conclude(claim: Claim, decision: Decision) -> None:
     """Note what came of a remedy; one that was refused is told to a person, one that was taken back is tried again."""
     claim.note(decision.reason)
+    about = {"release": decision.release, "outbox": claim.outbox, "kind": claim.kind}
+    events.emit("perennial.remedy.concluded", claim.assistant, **about, reason=decision.reason)
     if decision.verdict == "rolledback":
         claim.again(decision.reason)
     elif not decision.accepted:
-        report.alert(claim.assistant, f"{claim.kind} was not released: {decision.reason}")
+        reason = f"{claim.kind} was not released: {decision.reason}"
+        report.alert(claim.assistant, reason, f"{claim.kind} not released", decision.release)
 
 
 def skipped() -> State:

@@ -13,9 +13,12 @@ OWN = remedies.GateSettings(margin=0.1, approval_hours=24)
 
 
 def work_on(book, monkeypatch):
-    """The flows read and write `book`."""
+    """The flows read and write `book`; the events they send are returned."""
+    sent: list[tuple] = []
     for module in (lifecycle, remedies):
         monkeypatch.setattr(module, "ledger", lambda: book)
+        monkeypatch.setattr(module.events, "emit", lambda event, *_, **about: sent.append((event, about)))
+    return sent
 
 
 def test_remedies_are_judged_with_the_settings_that_their_assistant_was_judged_with(tmp_path, monkeypatch):
@@ -23,7 +26,7 @@ def test_remedies_are_judged_with_the_settings_that_their_assistant_was_judged_w
     go_live(book, release())
     book.decide_gate("wiki", Decision("promote", "", release().id, settings=as_json(OWN)))
     book.decide("wiki", "gate", release(model="b").id, "reject", "put on record by hand", {})
-    work_on(book, monkeypatch)
+    sent = work_on(book, monkeypatch)
     monkeypatch.setattr(remedies, "prepare_and_index", lambda *_: (SNAPSHOT, release(index="new").index))
     monkeypatch.setattr(remedies, "finetune_model", lambda *_: release(model="c").model)
 
@@ -35,6 +38,10 @@ def test_remedies_are_judged_with_the_settings_that_their_assistant_was_judged_w
     remedies.reindex.fn("wiki")
     remedies.retrain.fn("wiki")
     assert used == [("reindex", OWN), ("tuned", OWN)]
+    assert [(event, about["kind"], about["outbox"]) for event, about in sent] == [
+        ("perennial.remedy.concluded", "reindex", 1),
+        ("perennial.remedy.concluded", "retrain", 2),
+    ]
 
 
 class Approved:
@@ -47,7 +54,7 @@ class Approved:
         work_on(self.book, monkeypatch)
         self.released, self.alerts = [], []
         monkeypatch.setattr(remedies, "release_candidate", self.release)
-        monkeypatch.setattr(remedies.report, "alert", lambda name, said: self.alerts.append(said))
+        monkeypatch.setattr(remedies.report, "alert", lambda name, said, *_: self.alerts.append(said))
 
     def hold(self, champion):
         """The gate holds the candidate, and eve approves it in the review queue."""
