@@ -70,6 +70,6 @@ def links() -> dict[str, str]:
 
 
 def figures(found: Remedy) -> dict:
-    """The evidence of a diagnosis in short: the names of the signals in alarm and every plain figure, no user's text."""
+    """The evidence of a diagnosis in short, no user's text: the signals in alarm by name and every plain figure."""
     plain = {name: value for name, value in found.evidence.items() if isinstance(value, bool | int | float)}
     return {"signals": [signal["name"] for signal in found.evidence.get("signals", ())]} | plain
