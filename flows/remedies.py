@@ -23,7 +23,7 @@ from flows.lifecycle import (
     warm,
 )
 from tasks import deploy, evaluate, events, precedents, remedy, report
-from tasks.finetune import Training
+from tasks.finetune import Training, trained_with
 from tasks.gate import GateSettings
 from tasks.remedy import Brakes, Claim
 
@@ -46,19 +46,20 @@ def reindex(assistant: str | None = None, outbox: int | None = None, brakes: Bra
 def retrain(
     assistant: str | None = None,
     outbox: int | None = None,
-    training: Training = Training(),
+    training: Training | None = None,
     gates: GateSettings | None = None,
     brakes: Brakes = Brakes(),
 ) -> Decision | None:
     """Fine-tune again on the examples as they are now, and release the result if it is not worse.
 
-    `gates`: None for those that the assistant was last judged with.
+    `training`: None for how the live model was trained; `gates`: None for those it was last judged with.
     """
     with claimed("retrain", assistant, outbox, brakes) as claim:
         if claim is None:
             return skipped()
         snapshot, version = prepare_and_index(claim.assistant)
         live, _ = live_pointer(claim.assistant)
+        training = training or trained_with(live.model)
         model = finetune_model(snapshot, version, live.prompt, live.retrieval, training, live.model.base)
         # documents may have changed while it trained
         snapshot, version = prepare_and_index(claim.assistant, [model], snapshot)

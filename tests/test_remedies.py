@@ -1,11 +1,15 @@
 """What each remedy does, its steps replaced: it is judged as its assistant was, and its row says what came of it."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from data import reviews
 from data.records import Decision, Snapshot, as_json
 from flows import lifecycle, remedies
 from tasks import precedents
+from tasks.finetune import Training
 from tests.ledgers import go_live, new_ledger, release
 
 SNAPSHOT = Snapshot("snap", "uri", "wiki", *[0] * 8)
@@ -42,6 +46,21 @@ def test_remedies_are_judged_with_the_settings_that_their_assistant_was_judged_w
         ("perennial.remedy.concluded", "reindex", 1),
         ("perennial.remedy.concluded", "retrain", 2),
     ]
+
+
+def test_a_retraining_goes_as_the_live_model_was_trained_unless_it_is_told_otherwise(tmp_path, monkeypatch):
+    book, used = new_ledger(tmp_path, "wiki"), []
+    (tmp_path / "training.json").write_text(json.dumps({"training": as_json(Training(minutes=2.5, rank=8))}))
+    model = replace(release().model, adapter="c" * 64, adapter_uri=str(tmp_path / "adapter" / "weights.safetensors"))
+    work_on(book, monkeypatch)
+    monkeypatch.setattr(remedies, "prepare_and_index", lambda *_: (SNAPSHOT, release(index="new").index))
+    monkeypatch.setattr(remedies, "finetune_model", lambda *given: used.append(given[4]) or release(model="c").model)
+    monkeypatch.setattr(remedies, "release_candidate", lambda candidate, *_: Decision("promote", "", candidate.id))
+    for live, told in ((release(), None), (replace(release(), model=model), None), (None, Training(minutes=1))):
+        if live:
+            go_live(book, live)
+        remedies.retrain.fn("wiki", training=told)
+    assert used == [Training(), Training(minutes=2.5, rank=8), Training(minutes=1)]
 
 
 class Approved:
