@@ -51,7 +51,9 @@ def test_remedies_are_judged_with_the_settings_that_their_assistant_was_judged_w
 def test_a_retraining_goes_as_the_live_model_was_trained_unless_it_is_told_otherwise(tmp_path, monkeypatch):
     book, used = new_ledger(tmp_path, "wiki"), []
     (tmp_path / "training.json").write_text(json.dumps({"training": as_json(Training(minutes=2.5, rank=8))}))
-    model = replace(release().model, adapter="c" * 64, adapter_uri=str(tmp_path / "adapter" / "weights.safetensors"))
+    model = replace(
+        release(model="d").model, adapter="c" * 64, adapter_uri=str(tmp_path / "adapter" / "weights.safetensors")
+    )
     work_on(book, monkeypatch)
     monkeypatch.setattr(remedies, "prepare_and_index", lambda *_: (SNAPSHOT, release(index="new").index))
     monkeypatch.setattr(remedies, "finetune_model", lambda *given: used.append(given[4]) or release(model="c").model)
