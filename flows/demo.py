@@ -11,10 +11,9 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-
-import httpx
 
 from data.ledger import Ledger
 from data.records import Decision, Guard, Record
@@ -30,7 +29,7 @@ LABELS = MonitorSettings(
 )
 TOPICS = MonitorSettings(reference=200, horizon=300, alpha=0.2, replay=40)
 USUAL, CORRECTED, OTHERS, UNKNOWN = 100, 140, 60, 120  # questions asked; usual ones are labelled and corrected ones too
-EDITED = "accounts/two-step-verification.md"
+EDITED = ("accounts/two-step-verification.md", "sharing/share-links.md", "sharing/preview-watermarks.md")  # one is new
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,17 @@ class Healing(Record):
 
 
 def documents_change(scene: Scene) -> tuple[str, str]:
-    """A new edition of one page, and another page deleted; nobody asks for anything."""
+    """New editions of two pages, a page that is new, and one deleted; nobody asks for anything."""
     before, gone = scene.live, (SAMPLE / "edition2_removed.txt").read_text().split()[0]
-    asked = [one for one in examples("edition2_questions.jsonl") if one.document == EDITED]
+    asked = [one for one in examples("edition2_questions.jsonl") if one.document in EDITED]
     about_gone = [one for one in examples("examples.jsonl") if one.document == gone]
     old, cited = share_correct(ask_all(NAME, asked)), citing(gone, about_gone)
-    shutil.copy(SAMPLE / "edition2" / EDITED, scene.documents / EDITED)
+    for page in EDITED:
+        shutil.copy(SAMPLE / "edition2" / page, scene.documents / page)
     (scene.documents / gone).unlink()
-    say(f"{EDITED} edited, {gone} deleted; of {len(asked)} questions {old:.0%} are answered as it stands there now")
+    say(
+        f"written: {', '.join(EDITED)}; deleted: {gone}; {old:.0%} of {len(asked)} questions answered as it is there now"
+    )
     row = healed(scene.book, "reindex", LABELS)
     wait_for(lambda: ask(NAME, asked[0].question).release == scene.live.id, 15)
     new, still = share_correct(ask_all(NAME, asked)), citing(gone, about_gone)
@@ -206,7 +208,9 @@ def perform(scene: Scene, acts: Sequence[tuple] = ACTS) -> list[Act]:
         try:
             happened, link = act(scene)
             held = True
-        except (NotSo, httpx.HTTPError) as problem:
+        except Exception as problem:  # whatever it is: the others are still played, and all is put away
+            if not isinstance(problem, NotSo):
+                traceback.print_exc()
             happened, link, held = f"{type(problem).__name__}: {problem}", "", False
         done.append(Act(name, expected, happened, held, round(time.monotonic() - start, 1), link))
         say(f"{'as told' if held else 'NOT AS TOLD'}: {happened} {link}")

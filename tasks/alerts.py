@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from threading import Thread
 
 from data.ledger import Ledger
-from data.records import Record, as_json
+from data.records import Record
 from data.redaction import redact
 from settings import settings
 from tasks.evidence import Evidence
@@ -57,11 +57,11 @@ def send(alert: Alert) -> Thread:
 
 
 def _deliver(alert: Alert) -> None:
-    problems = deliver(alert, channels(settings().alerts))
+    problems = deliver(alert, channels(settings().alerts), PATIENCE_S)
     failed = {channel: problem for channel, problem in problems.items() if problem}
     for channel, problem in failed.items():
         print(f"alert not delivered by {channel}: {problem}")
-    body = as_json(alert) | {"why": redact(alert.why, public=True).text, "channels": problems}
+    body = {"why": redact(alert.why, public=True).text, "links": alert.links, "channels": problems}
     verdict = "undelivered" if failed else "told"
     Ledger(settings().ledger).decide(alert.assistant, "alert", alert.release, verdict, alert.what, body)
 
@@ -81,14 +81,13 @@ def channels(written: str) -> list[str]:
     return parse_urls(written)
 
 
-def deliver(alert: Alert, addresses: list[str], patience_s: float | None = None) -> dict[str, str]:
+def deliver(alert: Alert, addresses: list[str], patience_s: float = PATIENCE_S) -> dict[str, str]:
     """Channel -> what went wrong, '' where it was taken, within `patience_s`. All are tried at the same time.
 
     A channel is named by its place in the setting and its kind, since its address may hold a secret.
     """
     from apprise import Apprise, AppriseAsset, NotifyFormat, NotifyType
 
-    patience_s = patience_s or PATIENCE_S
     asset = AppriseAsset(app_id="Perennial", app_desc="Perennial", app_url="")
     said: dict[str, str] = {}
 
