@@ -77,9 +77,7 @@ def documents_change(scene: Scene) -> tuple[str, str]:
     for page in EDITED:
         shutil.copy(SAMPLE / "edition2" / page, scene.documents / page)
     (scene.documents / gone).unlink()
-    say(
-        f"written: {', '.join(EDITED)}; deleted: {gone}; {old:.0%} of {len(asked)} questions answered as it is there now"
-    )
+    say(f"written: {', '.join(EDITED)}; deleted: {gone}; {old:.0%} of {len(asked)} questions are answered that way")
     row = healed(scene.book, "reindex", LABELS)
     wait_for(lambda: ask(NAME, asked[0].question).release == scene.live.id, 15)
     new, still = share_correct(ask_all(NAME, asked)), citing(gone, about_gone)
