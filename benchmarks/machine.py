@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -122,9 +122,11 @@ def start_prefect(*words: str) -> subprocess.Popen:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """End a process that we started, with its children, at once."""
+    """End a process that we started, with its children, at once; flow runs are sessions of their own."""
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
     process.wait()
 
 
