@@ -107,7 +107,11 @@ def start_server() -> subprocess.Popen:
 
     port = str(stack.settings().prefect_port)
     process = start_prefect("server", "start", "--host", "127.0.0.1", "--port", port)
-    stack.wait_for("prefect")
+    try:
+        stack.wait_for("prefect")
+    except SystemExit:
+        kill(process)
+        raise
     return process
 
 
