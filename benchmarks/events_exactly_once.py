@@ -26,6 +26,7 @@ def met(value: dict) -> bool:
 def measure(kills: int = 5, seconds: float = 90.0) -> dict:
     """Counts of the ledger's rows when all are settled; `seconds` is how long the events take to be sent."""
     with home(), prefect() as processes:
+        import flows.monitor  # noqa: F401  before the threads: they would import parts of Prefect at the same time
         from data.ledger import Ledger, migrate
         from data.records import Sources
         from settings import settings
