@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     judge_price_input: float = Field(2.5, description="what a million tokens read by the judge cost; 0 for your own")
     judge_price_output: float = Field(10.0, description="what a million tokens written by the judge cost")
     judge_rubric: str = Field("", description="the team's own criteria, judged by DeepEval's G-Eval; '' for none")
+    alerts: str = Field("", repr=False, description="where alerts go: Apprise URLs (mailto://, slack://, json://, ...)")
+    alert_questions: bool = Field(False, description="alerts may hold what users asked")
     request_timeout_s: float = 60.0
     address_requests_per_minute: int = Field(0, description="most requests of one address in a minute; 0 for no limit")
     max_wait_s: float = Field(20.0, description="a request that would wait longer at the present pace gets 429")

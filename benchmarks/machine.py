@@ -11,10 +11,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -78,6 +79,59 @@ def machine() -> Iterator[Path]:
             yield folder
         finally:
             run("flows.stack", "stop")
+
+
+@contextmanager
+def prefect(worker: bool = False) -> Iterator[list[subprocess.Popen]]:
+    """In a `home`: the Prefect server, and a worker if wanted, with the deployments of prefect.yaml; killed at the end.
+
+    Gives their processes, the server first; `start_server` puts another server in the place of one that was killed.
+    """
+    from flows import stack
+
+    (stack.settings().home / "logs").mkdir(exist_ok=True)
+    processes = [start_server()]
+    try:
+        stack.deploy_flows()
+        if worker:
+            processes.append(start_prefect("worker", "start", "--pool", "perennial", "--type", "process"))
+        yield processes
+    finally:
+        for process in processes:
+            kill(process)
+
+
+def start_server() -> subprocess.Popen:
+    """A Prefect server as supervisord.conf starts it, once it answers."""
+    from flows import stack
+
+    port = str(stack.settings().prefect_port)
+    process = start_prefect("server", "start", "--host", "127.0.0.1", "--port", port)
+    try:
+        stack.wait_for("prefect")
+    except SystemExit:
+        kill(process)
+        raise
+    return process
+
+
+def start_prefect(*words: str) -> subprocess.Popen:
+    from flows import stack
+
+    with open(stack.settings().home / "logs" / "prefect.log", "a") as log:
+        command = [str(stack.BIN / "prefect"), *words]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=stack.process_environment(), stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def kill(process: subprocess.Popen) -> None:
+    """End a process that we started, with its children, at once; flow runs are sessions of their own."""
+    if process.poll() is None:
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+    process.wait()
 
 
 def lifecycle(*words: str) -> dict:

@@ -10,7 +10,7 @@ import time
 from data import outbox, quarantine
 from data.ledger import Ledger
 from settings import apply_environment, settings
-from tasks import remedy
+from tasks import events, remedy
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -50,7 +50,8 @@ def run(ledger: Ledger, chosen: argparse.Namespace) -> str:
     if chosen.word == "ask":
         more = {name: given for name, given in (("to", chosen.to), ("voices", chosen.voice)) if given}
         number = outbox.ask(ledger, chosen.assistant, chosen.kind, chosen.who, chosen.why, **more)
-        remedy.emit(f"perennial.remedy.{chosen.kind}", chosen.assistant, {"outbox": number})
+        about = {"outbox": number, "kind": chosen.kind, "reason": chosen.why or ""}
+        events.emit(f"perennial.remedy.{chosen.kind}", chosen.assistant, **about)
         return f"asked for {chosen.kind} of {chosen.assistant} (outbox row {number}); it starts within a minute"
     if chosen.word == "veto":
         if not outbox.veto(ledger, chosen.number, chosen.who, chosen.why):

@@ -23,7 +23,7 @@ from flows import approval
 from serving.engine import bases
 from serving.engine.bases import Base
 from settings import settings
-from tasks import deploy, evaluate, finetune, index, precedents, prepare, registry, remedy, report
+from tasks import deploy, evaluate, events, finetune, index, precedents, prepare, registry, report
 from tasks.deploy import Canary
 from tasks.finetune import Training
 from tasks.gate import GateSettings
@@ -111,19 +111,22 @@ def release(candidate: Release, kind: str, snapshot: Snapshot, gates: GateSettin
         decision = replace(decision, verdict="hold", look=0, reason=f"{reason} The gate had said: {decision.reason}")
         book.decide_gate(name, decision)
     mirror(candidate.id, return_state=True)
+    about = {"release": candidate.id, "kind": kind}
     if not decision.accepted:
+        events.emit(events.REFUSED[decision.verdict], name, **about, reason=decision.reason)
         return named(decision)
+    events.emit("perennial.release.canary", name, **about, reason=decision.reason)
     warm(candidate)
     questions = evaluate.smoke_questions(snapshot, candidate)
     broken = smoke(candidate, questions[0]) or canary(candidate, questions, Canary())
     if broken:
-        remedy.emit("perennial.release.rolledback", name, {"release": candidate.id})
+        events.emit("perennial.release.rolledback", name, **about, reason=broken)
         return named(
             replace(decision, verdict="rolledback", reason=f"accepted, but taken back before it was live: {broken}")
         )
     book.promote(name, candidate.id, seq, reason=decision.reason)
     mirror(candidate.id, return_state=True)
-    remedy.emit("perennial.release.promoted", name, {"release": candidate.id, "kind": kind})
+    events.emit("perennial.release.promoted", name, **about, reason=decision.reason)
     return named(decision)
 
 

@@ -17,7 +17,7 @@ from data.outbox import KINDS
 from data.records import as_json
 from data.requests import RequestLog
 from settings import settings
-from tasks import diagnose, outcome, remedy, report, watch
+from tasks import alerts, diagnose, events, outcome, remedy, report, watch
 from tasks.diagnose import Remedy
 from tasks.evidence import DiagnosisSettings, Evidence
 from tasks.references import MonitorSettings
@@ -65,12 +65,12 @@ def ask_for(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidenc
     """Record the decision, with an outbox row if the remedy is one that acts; then wake its flow with an event."""
     acts = found.kind in KINDS
     body = {"reason": found.reason, "row": found.row, "signals": diagnose.acted_on(found, evidence)}
-    body |= {"events": (events := diagnose.events_behind(found, evidence))}
+    body |= {"events": (seen := diagnose.events_behind(found, evidence))}
     if found.kind == "quarantine_ratings":
         body |= {"voices": list(evidence.rating_alarm_voices)}
     brakes = remedy.consulted(book, name, found.kind, body) if acts else {}
     if acts:
-        cause = diagnose.cause(found, live, evidence, states.get("cursor", {}).get("stale", ""), events)
+        cause = diagnose.cause(found, live, evidence, states.get("cursor", {}).get("stale", ""), seen)
         outbox = book.open_remedy(name, found.kind, cause, body, states)
         if outbox is None:
             print(f"{name}: {found.kind} for this cause is under way, or was done or refused already: {found.reason}")
@@ -84,14 +84,17 @@ def ask_for(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidenc
     book.decide(name, "diagnosis", live, found.kind, found.reason, decided)
     if found.kind == "freeze":
         remedy.pause(book, name, True, "diagnosis", found.reason)
+    if found.kind != "nothing":
+        about = {"release": live, "outbox": outbox, "kind": found.kind, "row": found.row}
+        for event in ("perennial.drift.detected", f"perennial.remedy.{found.kind}"):
+            events.emit(event, name, **about, reason=found.reason, evidence=events.figures(found))
     if acts:
-        remedy.emit("perennial.drift.detected", name, {"kind": found.kind, "row": found.row, "outbox": outbox})
-        remedy.emit(f"perennial.remedy.{found.kind}", name, {"outbox": outbox})
         print(f"{name}: asked for {found.kind} (outbox row {outbox}): {found.reason}")
         if found.kind == "reprompt":  # row 7 asks for both: a prompt that shows the few labels, and more of them
             ask_for(book, name, live, replace(found, kind="collect"), evidence, states)
     elif found.kind != "nothing":
-        report.alert(name, found.reason)
+        what = f"{found.kind} (row {found.row} of the diagnosis)"
+        report.alert(name, found.reason, what, live, alerts.asked(evidence))
 
 
 def said_already(book: Ledger, name: str, live: str, found: Remedy) -> bool:

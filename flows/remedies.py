@@ -29,10 +29,10 @@ from flows.lifecycle import (
     step,
     warm,
 )
-from tasks import deploy, evaluate, precedents, quarantine, remedy, report
+from tasks import deploy, evaluate, events, precedents, quarantine, remedy, report
 from tasks.calibrate import Labelled, Rules, read_labels
 from tasks.collect import Collecting, list_answers
-from tasks.finetune import Training
+from tasks.finetune import Training, trained_with
 from tasks.gate import GateSettings
 from tasks.remedy import Brakes, Claim
 from tasks.reprompt import FewShot, worked_examples
@@ -59,21 +59,21 @@ def reindex(assistant: str | None = None, outbox: int | None = None, brakes: Bra
 def retrain(
     assistant: str | None = None,
     outbox: int | None = None,
-    training: Training = Training(),
+    training: Training | None = None,
     gates: GateSettings | None = None,
     brakes: Brakes = Brakes(),
 ) -> Decision | None:
     """Fine-tune again on the examples as they are now, and release the result if it is not worse.
 
-    Worked examples leave the prompt: what was reviewed is among what the model learns now. `gates`: None for those that
-    the assistant was last judged with.
+    Worked examples leave the prompt: what was reviewed is among what the model learns now. `training`: None for how
+    the live model was trained; `gates`: None for those it was last judged with.
     """
     with claimed("retrain", assistant, outbox, brakes) as claim:
         if claim is None:
             return skipped()
         snapshot, version = prepare_and_index(claim.assistant)
         live, _ = live_pointer(claim.assistant)
-        prompt = replace(live.prompt, shots=())
+        training, prompt = training or trained_with(live.model), replace(live.prompt, shots=())
         model = finetune_model(snapshot, version, prompt, live.retrieval, training, live.model.base)
         # documents may have changed while it trained
         snapshot, version = prepare_and_index(claim.assistant, [model], snapshot)
@@ -137,13 +137,15 @@ def rollback(
         if broken := smoke(back, evaluate.smoke_questions(snapshot, back)[0]):
             raise RuntimeError(f"cannot roll {name!r} back to {back.id}: {broken}; {bad.id} stays live")
         book.promote(name, back.id, seq, kind="rollback", reason=claim.cause)
-        remedy.emit("perennial.release.rolledback", name, {"release": bad.id, "to": back.id})
+        about = {"release": bad.id, "outbox": claim.outbox, "kind": "rollback"}
+        events.emit("perennial.release.rolledback", name, **about, reason=f"gone back to {back.id}")
         mirror(back.id, return_state=True)
         claim.note(f"from {bad.id} to {back.id}")
     gates = precedents.gates(book, name)
     decision = decide_gate(evaluate_release(back, bad, "rollback", snapshot), "rollback", gates)
     if decision.verdict == "reject":
-        report.alert(name, f"rolled back to {back.id}, which is worse than {bad.id}: {decision.reason}")
+        reason = f"rolled back to {back.id}, which is worse than {bad.id}: {decision.reason}"
+        report.alert(name, reason, "gone back to a worse release", back.id)
     return named(
         replace(decision, verdict="rolledback", reason=f"{bad.id} -> {back.id}; checked after: {decision.reason}")
     )
@@ -249,10 +251,13 @@ def claimed(kind: str, assistant: str | None, outbox: int | None, brakes: Brakes
 def conclude(claim: Claim, decision: Decision) -> None:
     """Note what came of a remedy; one that was refused is told to a person, one that was taken back is tried again."""
     claim.note(decision.reason)
+    about = {"release": decision.release, "outbox": claim.outbox, "kind": claim.kind}
+    events.emit("perennial.remedy.concluded", claim.assistant, **about, reason=decision.reason)
     if decision.verdict == "rolledback":
         claim.again(decision.reason)
     elif not decision.accepted:
-        report.alert(claim.assistant, f"{claim.kind} was not released: {decision.reason}")
+        reason = f"{claim.kind} was not released: {decision.reason}"
+        report.alert(claim.assistant, reason, f"{claim.kind} not released", decision.release)
 
 
 def skipped() -> State:

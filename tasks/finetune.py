@@ -100,6 +100,14 @@ def finetune(
     return made
 
 
+def trained_with(model: Model) -> Training:
+    """How a tuned model was trained; the defaults for one without an adapter."""
+    if model.adapter_uri is None:
+        return Training()
+    record = Path(model.adapter_uri).parent.parent / "training.json"
+    return Training.of(json.loads(record.read_text())["training"])
+
+
 def save(work: Path, trained: Rows, held: Rows | None) -> None:
     """Leave rows where the loop looks for them."""
     work.mkdir(parents=True, exist_ok=True)

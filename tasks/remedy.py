@@ -183,11 +183,3 @@ def claimed(ledger: Ledger, outbox: int, run: str, brakes: Brakes) -> Iterator[C
         ledger.free(outbox, run)
     else:
         ledger.settle(outbox, "acted", said[-1] if said else "done", run)
-
-
-def emit(event: str, assistant: str, payload: dict) -> None:
-    """A Prefect event: a wake-up hint that may be lost; the outbox row is what counts."""
-    from prefect.events import emit_event
-
-    resource = {"prefect.resource.id": f"perennial.assistant.{assistant}", "prefect.resource.name": assistant}
-    emit_event(event=event, resource=resource, payload=payload)

@@ -18,7 +18,8 @@ from prefect.runtime import flow_run
 
 from data import snapshots
 from data.records import Decision, Release, Snapshot
-from tasks import calibrate, page
+from tasks import alerts, calibrate, events, page
+from tasks.alerts import Alert
 from tasks.calibrate import Calibration
 from tasks.diagnose import Remedy
 from tasks.evidence import Evidence
@@ -77,10 +78,17 @@ def bases(assistant: str, of: Sequence[Base], candidates: Sequence[Release], dec
     create_table_artifact(key="base-models", table=rows, description=f"base models for {assistant}")
 
 
-def alert(assistant: str, sentence: str) -> None:
-    """Tell a person; nothing live moves."""
+def alert(
+    assistant: str,
+    sentence: str,
+    what: str = "a person must look",
+    release: str | None = None,
+    questions: Sequence[str] = (),
+) -> None:
+    """Tell a person, here and through the channels of PERENNIAL_ALERTS; nothing live moves, and nobody waits."""
     print(f"ALERT {assistant}: {sentence}")
     create_markdown_artifact(key="alert", markdown=f"## Alert: {assistant}\n\n{sentence}\n", description=sentence[:250])
+    alerts.send(Alert(assistant, what, sentence, release, events.links(), tuple(questions)))
 
 
 def signals(assistant: str, evidence: Evidence, found: Remedy) -> None:

@@ -244,9 +244,7 @@ def test_a_remedy_whose_event_died_with_the_server_still_happens_once(released):
     os.kill(server, signal.SIGKILL)
     page.write_text(re.sub(r"\d+ days on Team", "83 days on Team", page.read_text()))
     seq = book().open_remedy(NAME, "reindex", "the event is lost", {"reason": "test"})
-    emitted = (
-        f"from tasks import remedy; remedy.emit('perennial.remedy.reindex', {NAME!r}, {{'outbox': {seq}}}); print(1)"
-    )
+    emitted = f"from tasks import events; events.emit('perennial.remedy.reindex', {NAME!r}, outbox={seq}); print(1)"
     in_a_flow_process(emitted)
     row = wait_until(
         lambda: next((r for r in book().outbox(NAME, ("acted", "merged")) if r["seq"] == seq), None), 900, 2

@@ -70,7 +70,9 @@ def test_a_release_judged_against_a_champion_that_was_replaced_while_it_waited_i
         go_live(book, release(model="a", index="new"))
         return decision
 
+    sent: list[str] = []
     monkeypatch.setattr(lifecycle, "mirror", lambda *_, **__: None)
+    monkeypatch.setattr(lifecycle.events, "emit", lambda event, *_, **__: sent.append(event))
     monkeypatch.setattr(lifecycle, "warm", lambda _: pytest.fail("warmed"))
     monkeypatch.setattr(lifecycle, "ledger", lambda: book)
     monkeypatch.setattr(lifecycle, "gated", lambda *_: judged)
@@ -78,5 +80,6 @@ def test_a_release_judged_against_a_champion_that_was_replaced_while_it_waited_i
     monkeypatch.setattr(lifecycle.report, "gate", lambda *_: None)
     monkeypatch.setattr(lifecycle.precedents, "untuned", lambda *_: None)
     assert lifecycle.release.fn(candidate, "tuned", SNAPSHOT, OWN).name == "Held"
+    assert sent == ["perennial.release.held"]
     said = book.gate_decision(candidate.id)
     assert said["verdict"] == "hold" and said["body"]["look"] == 0 and "Another release went live" in said["reason"]

@@ -17,8 +17,8 @@ from tests.ledgers import go_live, new_ledger, release
 def heard(monkeypatch):
     """The events that would have been sent, and the alerts."""
     events: list = []
-    monkeypatch.setattr(monitor.remedy, "emit", lambda *event: events.append(event))
-    monkeypatch.setattr(monitor.report, "alert", lambda *alert: events.append(alert))
+    monkeypatch.setattr(monitor.events, "emit", lambda *event, **about: events.append((*event, about)))
+    monkeypatch.setattr(monitor.report, "alert", lambda *alert: events.append(("alert", *alert)))
     return events
 
 
@@ -48,7 +48,8 @@ def test_an_alert_moves_nothing_and_a_freeze_pauses(tmp_path, heard):
     ask(ledger, "alert")
     assert ledger.outbox("wiki") == [] and not ledger.assistant("wiki")["paused"]
     ask(ledger, "alert")
-    assert heard == [("wiki", "because")], "an alarm that stays on is told once"
+    assert [said[0] for said in heard] == ["perennial.drift.detected", "perennial.remedy.alert", "alert"], "told once"
+    assert heard[-1][1:3] == ("wiki", "because")
     ask(ledger, "freeze")
     assert ledger.assistant("wiki")["paused"]
 
@@ -98,7 +99,17 @@ def test_another_alarm_of_the_same_row_is_told(tmp_path, heard):
     for name in ("latency", "latency", "cost"):
         seen = Evidence(signals=(Signal(name, 1.0, True, ""),))
         monitor.ask_for(ledger, "wiki", "rel-1", diagnose(seen), seen, {})
-    assert len(heard) == 2
+    assert [said[0] for said in heard].count("alert") == 2
+
+
+def test_the_events_of_a_remedy_carry_its_row_and_why(tmp_path, heard):
+    ledger = new_ledger(tmp_path, "wiki")
+    evidence = Evidence(stale_sections=2, signals=(Signal("staleness", 1.0, True, "a sentence"),))
+    monitor.ask_for(ledger, "wiki", "rel-1", diagnose(evidence), evidence, {"cursor": {"stale": "hash"}})
+    about = heard[1][-1]
+    assert (about["outbox"], about["kind"], about["row"], about["release"]) == (1, "reindex", "3", "rel-1")
+    assert about["reason"].startswith("2 sections changed")
+    assert about["evidence"] == {"signals": ["staleness"], "stale_sections": 2}
 
 
 def test_an_edit_heals_although_the_detectors_fail(tmp_path, heard, monkeypatch):

@@ -1,5 +1,6 @@
 """What each remedy does, its steps replaced: it is judged as its assistant was, and its row says what came of it."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from flows import lifecycle, remedies
 from tasks import precedents
 from tasks.calibrate import Labelled, calibrate
 from tasks.evaluate import changed_parts
+from tasks.finetune import Training
 from tests.ledgers import go_live, new_ledger, release
 
 SNAPSHOT = Snapshot("snap", "uri", "wiki", *[0] * 8)
@@ -19,9 +21,12 @@ OWN = remedies.GateSettings(margin=0.1, approval_hours=24)
 
 
 def work_on(book, monkeypatch):
-    """The flows read and write `book`."""
+    """The flows read and write `book`; the events they send are returned."""
+    sent: list[tuple] = []
     for module in (lifecycle, remedies):
         monkeypatch.setattr(module, "ledger", lambda: book)
+        monkeypatch.setattr(module.events, "emit", lambda event, *_, **about: sent.append((event, about)))
+    return sent
 
 
 def test_remedies_are_judged_with_the_settings_that_their_assistant_was_judged_with(tmp_path, monkeypatch):
@@ -29,7 +34,7 @@ def test_remedies_are_judged_with_the_settings_that_their_assistant_was_judged_w
     go_live(book, release())
     book.decide_gate("wiki", Decision("promote", "", release().id, settings=as_json(OWN)))
     book.decide("wiki", "gate", release(model="b").id, "reject", "put on record by hand", {})
-    work_on(book, monkeypatch)
+    sent = work_on(book, monkeypatch)
     monkeypatch.setattr(remedies, "prepare_and_index", lambda *_: (SNAPSHOT, release(index="new").index))
     monkeypatch.setattr(remedies, "finetune_model", lambda *_: release(model="c").model)
 
@@ -41,6 +46,27 @@ def test_remedies_are_judged_with_the_settings_that_their_assistant_was_judged_w
     remedies.reindex.fn("wiki")
     remedies.retrain.fn("wiki")
     assert used == [("reindex", OWN), ("tuned", OWN)]
+    assert [(event, about["kind"], about["outbox"]) for event, about in sent] == [
+        ("perennial.remedy.concluded", "reindex", 1),
+        ("perennial.remedy.concluded", "retrain", 2),
+    ]
+
+
+def test_a_retraining_goes_as_the_live_model_was_trained_unless_it_is_told_otherwise(tmp_path, monkeypatch):
+    book, used = new_ledger(tmp_path, "wiki"), []
+    (tmp_path / "training.json").write_text(json.dumps({"training": as_json(Training(minutes=2.5, rank=8))}))
+    model = replace(
+        release(model="d").model, adapter="c" * 64, adapter_uri=str(tmp_path / "adapter" / "weights.safetensors")
+    )
+    work_on(book, monkeypatch)
+    monkeypatch.setattr(remedies, "prepare_and_index", lambda *_: (SNAPSHOT, release(index="new").index))
+    monkeypatch.setattr(remedies, "finetune_model", lambda *given: used.append(given[4]) or release(model="c").model)
+    monkeypatch.setattr(remedies, "release_candidate", lambda candidate, *_: Decision("promote", "", candidate.id))
+    for live, told in ((release(), None), (replace(release(), model=model), None), (None, Training(minutes=1))):
+        if live:
+            go_live(book, live)
+        remedies.retrain.fn("wiki", training=told)
+    assert used == [Training(), Training(minutes=2.5, rank=8), Training(minutes=1)]
 
 
 class Approved:
@@ -53,7 +79,7 @@ class Approved:
         work_on(self.book, monkeypatch)
         self.released, self.alerts = [], []
         monkeypatch.setattr(remedies, "release_candidate", self.release)
-        monkeypatch.setattr(remedies.report, "alert", lambda name, said: self.alerts.append(said))
+        monkeypatch.setattr(remedies.report, "alert", lambda name, said, *_: self.alerts.append(said))
 
     def hold(self, champion):
         """The gate holds the candidate, and eve approves it in the review queue."""
