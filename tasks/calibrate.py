@@ -1,8 +1,7 @@
 """Calibration: how far a judge agrees with people, and whether it may be heard (METHODS section 2).
 
-A judge is advisory until it was compared with enough people's verdicts, and even then it blocks only a candidate of
-whose answers a person judged some: there `tasks.ppi` corrects whatever bias it has towards that candidate.
-`blocked` is that rule; the gate does not consult it yet.
+A judge is advisory until it was compared with enough people's verdicts. What it may do after that is in
+`tasks.objection`.
 """
 
 from __future__ import annotations
@@ -17,10 +16,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from data.records import Interval, Record
+from data.records import Record
 from tasks.intervals import paired_interval
 from tasks.judge import Judgeable
-from tasks.ppi import Judged, judged_interval
 
 KIND = "calibration"  # of the decision that records one
 
@@ -196,42 +194,3 @@ def biases(items: Sequence[Labelled], said: np.ndarray, rules: Rules) -> tuple[B
         needed = math.ceil((stats.norm.ppf(1 - rules.alpha) / (rules.margin / 2)) ** 2 * spread)
         found.append(Bias(arm, against, bias.mean, bias.lower, bias.upper, len(shared), needed))
     return tuple(sorted(found, key=lambda bias: -bias.upper))
-
-
-def may_block(found: Calibration | None, version: str, rules: Rules = Rules()) -> str:
-    """'' if judge `version` may block a candidate together with labels of its answers, else why it may not.
-
-    Its bias is not asked about: the labels correct it.
-    """
-    if found is None:
-        return "the judge was never calibrated: python -m flows.calibrate"
-    if found.version != version:
-        return f"the judge is {version}, {found.version} was calibrated: python -m flows.calibrate"
-    if found.items < rules.items or not (found.kappa >= rules.kappa and found.true_negatives >= rules.true_negatives):
-        return f"the judge is advisory: {found.lacking[0]}"
-    return ""
-
-
-def blocked(
-    pairs: Sequence[Judged], found: Calibration | None, version: str, rules: Rules = Rules()
-) -> tuple[Interval | None, str]:
-    """The interval by which judge and people together reject a candidate, else None; and why, in a sentence.
-
-    `pairs`: both arms' verdicts on the same questions, with the labels that people gave; unmeasured ones are left out.
-    """
-    measured = [pair for pair in pairs if not math.isnan(pair.verdict)]
-    labelled = [pair.cluster for pair in measured if pair.label is not None]
-    refusal = may_block(found, version, rules)
-    if not refusal and (len(labelled) < rules.labelled or len(set(labelled)) < rules.documents):
-        refusal = (
-            f"people judged {len(labelled)} of the candidate's answers on {len(set(labelled))} documents, "
-            f"{rules.labelled} on {rules.documents} are needed"
-        )
-    if refusal:
-        return None, f"The judge does not vote: {refusal}."
-    interval = judged_interval(measured, rules.margin, rules.alpha)
-    figures = f"{100 * interval.mean:+.1f} points ({100 * interval.lower:+.1f} to {100 * interval.upper:+.1f})"
-    said = f"Judge and {interval.n} labels: {figures}"
-    if interval.verdict == "reject":
-        return interval, f"{said}, worse than the margin of {100 * rules.margin:.1f}."
-    return None, f"{said}, not proven worse."

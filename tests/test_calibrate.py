@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,16 +15,13 @@ from tasks.calibrate import (
     Calibration,
     Labelled,
     Rules,
-    blocked,
     calibrate,
     cohen,
     markdown,
-    may_block,
     read_labels,
 )
 from tasks.diagnose import Evidence, diagnose
 from tasks.judge import containment
-from tasks.ppi import Judged
 from tests.fake_judge import lexical, serve
 from tests.ledgers import go_live, new_ledger, release
 
@@ -101,50 +97,6 @@ def test_kappa_is_agreement_beyond_chance():
     assert cohen(np.array([1, 0, 1, 0]), np.array([1, 0, 1, 0])) == 1.0
     assert cohen(np.array([1, 0, 0, 1]), np.array([1, 1, 0, 0])) == 0.0
     assert math.isnan(cohen(np.ones(3), np.ones(3)))
-
-
-def test_a_judge_may_block_only_when_calibrated_as_it_is_now():
-    good, poor = calibrate(*labelled(), VERSION), calibrate(*labelled(agree=0.7), VERSION)
-    assert may_block(good, VERSION) == ""
-    assert "never calibrated" in may_block(None, VERSION)
-    assert "tiny@1 was calibrated" in may_block(good, "tiny@2")
-    assert "advisory: kappa" in may_block(poor, VERSION)
-
-
-def test_bias_does_not_keep_a_judge_out_where_labels_correct_it():
-    biased = calibrate(*labelled(inflate=0.5, agree=0.98), VERSION)
-    assert not biased.passed
-    assert may_block(biased, VERSION) == ""
-    assert may_block(replace(biased, items=199), VERSION)
-
-
-def worse(labels, seed=0):
-    """A candidate 20 points worse; the judge sees most of it; people judged the first `labels` questions."""
-    random, pairs = np.random.default_rng(seed), []
-    for number in range(800):
-        truth = float(random.choice([-1, 0, 1], p=[0.25, 0.7, 0.05]))
-        verdict = truth if random.random() < 0.9 else 0.0
-        pairs.append(Judged(verdict, f"d{number}", truth if number < labels else None))
-    return pairs
-
-
-def test_a_worse_candidate_is_blocked_by_judge_and_people_together_and_never_by_the_judge_alone():
-    good = calibrate(*labelled(), VERSION)
-    interval, said = blocked(worse(80), good, VERSION)
-    assert interval.verdict == "reject"
-    assert "80 labels" in said
-    few = [replace(pair, cluster=f"d{at % 14}") for at, pair in enumerate(worse(80))]
-    lost = [replace(pair, verdict=math.nan) for pair in worse(80)]
-    refused = [(worse(0), good), (worse(59), good), (few, good), (lost, good), (worse(80), None)]
-    for pairs, found in (*refused, (worse(80), replace(good, version="tiny@2"))):
-        interval, said = blocked(pairs, found, VERSION)
-        assert interval is None
-        assert said.startswith("The judge does not vote")
-
-
-def test_a_candidate_that_people_find_equal_is_not_blocked_by_a_judge_that_hates_it():
-    pairs = [Judged(-1.0, f"d{n}", 0.0 if n < 80 else None) for n in range(800)]
-    assert blocked(pairs, calibrate(*labelled(), VERSION), VERSION)[0] is None
 
 
 def test_a_file_of_labels_is_read_and_a_wrong_line_is_named(tmp_path):
