@@ -77,7 +77,7 @@ def may_block(found: Calibration | None, version: str, moved: bool, rules: Rules
     if moved:
         return f"it has moved since it was calibrated ({again})"
     if found.items < rules.items or not (found.kappa >= rules.kappa and found.true_negatives >= rules.true_negatives):
-        return f"it does not agree with people well enough, {found.lacking[0]}"
+        return f"it did not show that it agrees with people: {found.lacking[0]}"
     return ""
 
 

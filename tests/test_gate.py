@@ -9,15 +9,7 @@ import pytest
 from data.records import Decision, Interval, as_json
 from tasks.findings import intervals_of
 from tasks.gate import GateSettings, Scores, decide
-from tasks.intervals import (
-    better,
-    better_by_chance,
-    items_needed,
-    pair,
-    paired_interval,
-    tango_bounds,
-    tango_z,
-)
+from tasks.intervals import better, better_by_chance, items_needed, pair, paired_interval, tango_bounds, tango_z
 from tasks.slices import apart_by_chance
 
 OK = {"format": None, "citations resolve": None}
