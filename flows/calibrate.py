@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from prefect import flow
 
+from data import reviews
 from data.ledger import Ledger
 from data.records import as_json
 from settings import settings
 from tasks import anchors, judge, report
-from tasks.calibrate import KIND, Calibration, Rules, calibrate, markdown, read_labels
+from tasks.calibrate import KIND, Calibration, Labelled, Rules, calibrate, markdown, read_labels
 
 
 @flow(name="calibrate", log_prints=True)
-def calibrate_judge(assistant: str, labels: str, rules: Rules = Rules()) -> Calibration:
+def calibrate_judge(assistant: str, labels: str | None = None, rules: Rules = Rules()) -> Calibration:
     """`measure`, with the table in the Prefect UI."""
     found = measure(assistant, labels, rules)
     report.calibration(assistant, found)
     return found
 
 
-def measure(assistant: str, labels: str, rules: Rules = Rules()) -> Calibration:
-    """The configured judge on the labelled items at `labels` (JSON lines), recorded in the ledger with its version.
+def measure(assistant: str, labels: str | None = None, rules: Rules = Rules()) -> Calibration:
+    """The configured judge on the labelled answers at `labels` (JSON lines), by default on those of the review queue,
+    recorded in the ledger with its version.
 
     Everything is asked anew, the anchors too: from here on the judge has moved when they do.
 
-    Raises LookupError without a judge, KeyError for an unknown assistant, ValueError for a line that is no label.
+    Raises LookupError without a judge or labels, KeyError for an unknown assistant, ValueError for a line that is no
+    label.
     """
     book, asked = Ledger(settings().ledger), judge.configured()
     if asked is None:
         raise LookupError("no judge is configured; set PERENNIAL_JUDGE_URL and PERENNIAL_JUDGE_MODEL")
     book.assistant(assistant)
-    items = read_labels(labels)
+    items = read_labels(labels) if labels else [Labelled.of(row) for row in reviews.labels(book, assistant)]
+    if not items:
+        raise LookupError(
+            f"nobody labelled an answer of {assistant!r} yet; list some: python -m flows.review ask RELEASE"
+        )
     asked.forget()
     found = calibrate(items, asked.verdicts([item.judgeable for item in items]), asked.version, rules)
     anchors.start(book, assistant, asked.version, anchors.stored(anchors.ask(asked)))
@@ -44,14 +52,22 @@ def measure(assistant: str, labels: str, rules: Rules = Rules()) -> Calibration:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m flows.calibrate", description="May the judge be heard?")
     parser.add_argument("--assistant", required=True)
-    parser.add_argument("--labels", required=True, help="JSON lines: question, answers, answer, system, label (0 or 1)")
+    form = "JSON lines: question, answers, answer, system, label (0 or 1)"
+    parser.add_argument("--labels", help=f"{form}; without it what was labelled in the review queue")
     parser.add_argument("--margin", type=float, default=Rules().margin, help="of the gate; a judge may inflate by half")
     return parser.parse_args()
 
 
 def main() -> None:
+    """Exit code 0 when it is done, whatever the judge is worth; 1 with a sentence when it cannot be."""
     chosen = arguments()
-    print(markdown(measure(chosen.assistant, chosen.labels, Rules(margin=chosen.margin))))
+    rules = Rules(margin=chosen.margin)
+    try:
+        print(markdown(measure(chosen.assistant, chosen.labels, rules), rules))
+    except (LookupError, ValueError) as error:
+        sys.exit(str(error.args[0]))
+    except OSError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -59,12 +59,12 @@ def heard(book: Ledger, evaluation: Evaluation, gates: GateSettings) -> Objectio
     recorded = book.decisions(name, KIND, limit=1)
     found = Calibration.of(recorded[0]["body"]) if recorded else None
     moved = anchors.asked_twice(book.signal_states(name))
-    if refusal := may_block(found, version, moved is not None and signals.anchors(**moved).alarm, rules):
+    if refusal := may_block(found, version, moved is not None and signals.anchors(**moved).alarm):
         return Objection(f"The judge advises and does not vote: {refusal}.")
     return weigh(answered(body, reviews.labels(book, name)), version, rules)
 
 
-def may_block(found: Calibration | None, version: str, moved: bool, rules: Rules = Rules()) -> str:
+def may_block(found: Calibration | None, version: str, moved: bool) -> str:
     """'' if judge `version` may block a candidate together with labels of its answers, else why it may not.
 
     Its bias is not asked about: the labels correct it.
@@ -76,9 +76,7 @@ def may_block(found: Calibration | None, version: str, moved: bool, rules: Rules
         return f"it is {version}, and {found.version} was calibrated ({again})"
     if moved:
         return f"it has moved since it was calibrated ({again})"
-    if found.items < rules.items or not (found.kappa >= rules.kappa and found.true_negatives >= rules.true_negatives):
-        return f"it did not show that it agrees with people: {found.lacking[0]}"
-    return ""
+    return f"it did not show that it agrees with people: {found.lacking[0]}" if found.lacking else ""
 
 
 def answered(body: dict, labels: Sequence[dict]) -> list[Answered]:

@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from data import reviews
 from flows import monitor
+from flows.calibrate import main as calibrate_command
 from flows.calibrate import measure
 from settings import settings
 from tasks import anchors, signals
@@ -44,7 +46,7 @@ def labelled(n=1000, agree=0.95, inflate=0.0, systems=("a", "b"), seed=0):
 
 def test_a_judge_that_agrees_with_people_passes():
     found = calibrate(*labelled(), VERSION)
-    assert found.passed, found.lacking
+    assert found.passed, found.says()
     assert found.items == 2000
     assert 0.8 < found.kappa < 0.95
     assert found.true_positives == pytest.approx(0.95, abs=0.02)
@@ -52,9 +54,11 @@ def test_a_judge_that_agrees_with_people_passes():
 
 def test_each_thing_that_a_judge_lacks_is_said():
     def lacks(*about, rules=Rules()):
-        return " ".join(calibrate(*about, VERSION, rules).lacking)
+        found = calibrate(*about, VERSION, rules)
+        assert not found.passed
+        return " ".join((*found.lacking, *found.biased))
 
-    assert "90 labelled items" in lacks(*labelled(n=45))
+    assert "90 labelled answers" in lacks(*labelled(n=45))
     assert "kappa" in lacks(*labelled(agree=0.7))
     assert "wrong answers" in lacks(*labelled(inflate=0.9, systems=("b",)))
     assert "inflate b against a" in lacks(*labelled(inflate=0.5))
@@ -89,7 +93,7 @@ def test_unmeasured_items_are_counted_and_left_out():
     items, verdicts = labelled()
     found = calibrate(items, [math.nan] * 100 + verdicts[100:], VERSION)
     assert (found.items, found.unmeasured) == (1900, 100)
-    assert "1 labelled items" in calibrate(items[:2], [1.0, math.nan], VERSION).lacking[0]
+    assert "1 labelled answers" in calibrate(items[:2], [1.0, math.nan], VERSION).lacking[0]
     assert not calibrate(items[:2], [math.nan, math.nan], VERSION).passed
 
 
@@ -182,13 +186,38 @@ def test_the_command_records_a_calibration_and_takes_the_anchors_as_the_new_refe
     ]
     file.write_text("\n".join(json.dumps(row) for row in rows))
     found = measure("wiki", str(file))
-    assert found.passed, found.lacking
+    assert found.passed, found.says()
     recorded = configured.decisions("wiki", KIND)[0]
     assert (recorded["verdict"], Calibration.of(recorded["body"])) == ("passed", found)
     assert found.version.startswith("tiny@")
     assert configured.signal_states("wiki")["judge"]["version"] == found.version
     assert "| new | old |" in markdown(found)
     assert "270 requests" in capsys.readouterr().out
+
+
+def test_the_command_takes_the_labels_of_the_review_queue_and_says_whether_the_judge_may_block(
+    configured, monkeypatch, capsys
+):
+    monkeypatch.setattr("sys.argv", ["flows.calibrate", "--assistant", "wiki"])
+    with pytest.raises(SystemExit, match=r"nobody labelled an answer of 'wiki' yet.*flows\.review ask"):
+        calibrate_command()
+    answers = [
+        {"question": f"q{n}", "references": ["Röntgen"], "answer": said, "arm": "rel-1"}
+        for n in range(105)
+        for said in ("Röntgen", "Curie")
+    ]
+    reviews.ask_labels(configured, "wiki", answers)
+    for item in reviews.items(configured, "wiki", reviews.LABEL):
+        verdict = "accepted" if item.body["answer"] == "Röntgen" else "corrected"
+        reviews.settle(configured, item.number, verdict, "eve")
+    calibrate_command()
+    said = capsys.readouterr().out
+    assert "may block a candidate together with people" in said
+    assert "not to be trusted: no question was answered by two systems" in said
+    assert "| labelled answers with a verdict (0 without) | 210 | 200 |" in said
+    monkeypatch.setattr("sys.argv", ["flows.calibrate", "--assistant", "wiki", "--labels", "nowhere.jsonl"])
+    with pytest.raises(SystemExit, match=r"nowhere\.jsonl"):
+        calibrate_command()
 
 
 def test_the_command_says_what_it_needs(tmp_path):
