@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tasks.gate import GateSettings
 
 METRIC = "people and judge"
+UNKNOWN = -1
+LABELS = {"accepted": 1, "corrected": 0, "discarded": UNKNOWN}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def heard(book: Ledger, evaluation: Evaluation, gates: GateSettings) -> Objectio
     moved = anchors.asked_twice(book.signal_states(name))
     if refusal := may_block(found, version, moved is not None and signals.anchors(**moved).alarm):
         return Objection(f"The judge advises and does not vote: {refusal}.")
-    return weigh(answered(body, reviews.labels(book, name)), version, rules)
+    settled = reviews.items(book, name, reviews.LABEL, "settled")
+    return weigh(answered(body, settled), version, rules)
 
 
 def may_block(found: Calibration | None, version: str, moved: bool) -> str:
@@ -79,13 +82,14 @@ def may_block(found: Calibration | None, version: str, moved: bool) -> str:
     return f"it did not show that it agrees with people: {found.lacking[0]}" if found.lacking else ""
 
 
-def answered(body: dict, labels: Sequence[dict]) -> list[Answered]:
+def answered(body: dict, settled: Sequence[reviews.Item]) -> list[Answered]:
     """The judged questions of a stored evaluation whose answers are stored, in an order that no answer decides.
 
-    A label is of one release's answer to one question; where either changes it counts no more.
+    A label is of one release's answer to one question; where either changes it counts no more. What a person cannot
+    judge is left out with its question.
     """
     releases = [body["evaluation"][arm] for arm in ("release", "champion")]
-    said = {(row["question"], row["system"], row["answer"]): row["label"] for row in labels}
+    said = {tuple(one.body[of] for of in ("question", "arm", "answer")): LABELS[one.verdict] for one in settled}
     rows = [{row["id"]: row for row in body["rows"][arm]} for arm in ("candidate", "champion")]
     verdicts = pair(VERDICT, *(Scores.of(body[arm]) for arm in ("candidate", "champion")))
     found = {}
@@ -98,6 +102,8 @@ def answered(body: dict, labels: Sequence[dict]) -> list[Answered]:
             for arm, release in zip(rows, releases, strict=True)
         ]
         given = [said.get((row["question"], row["arm"], row["answer"])) for row in shown]
+        if UNKNOWN in given:
+            continue
         label = None if None in given else float(given[0] - given[1])
         same = shown[0]["answer"] == shown[1]["answer"]
         unlabelled = tuple(row for row, known in zip(shown, given, strict=True) if known is None)

@@ -160,19 +160,6 @@ def test_a_slower_candidate_fails_the_latency_ratio():
         assert decision.verdict == verdict
 
 
-def test_a_slice_blocks_on_proven_harm_and_only_warns_otherwise():
-    n = 400
-    candidate, champion = np.ones(n), np.ones(n)
-    champion[300:] = 0
-    slices = [("billing",) if i < 40 else () for i in range(n)]
-    for lost, verdict in ((20, "reject"), (4, "promote")):
-        worse = candidate.copy()
-        worse[:40:2][:lost] = 0
-        decision = decide(scores(worse, slices=slices), scores(champion, slices=slices), OK)
-        assert decision.verdict == verdict
-        assert "billing" in decision.reason + " ".join(decision.notes)
-
-
 def test_an_index_only_candidate_with_few_questions_is_judged_on_probes():
     few = arms(n=20)
     assert judged(*few).verdict == "hold"

@@ -185,10 +185,23 @@ def test_labels_of_another_releases_answers_or_of_other_answers_count_nothing(st
     stored.calibrated()
     stored.decided()
     stored.label(lambda body: body["answer"] == "noon")
-    labels = reviews.labels(stored.book, "wiki")
-    assert sum(one.pair.label is not None for one in answered(stored.body, labels)) == 60
-    for other in ({"system": "rel-other"}, {"answer": "noon, or so"}):
-        assert all(one.pair.label is None for one in answered(stored.body, [row | other for row in labels]))
+    settled = reviews.items(stored.book, "wiki", reviews.LABEL, "settled")
+    assert sum(one.pair.label is not None for one in answered(stored.body, settled)) == 60
+    for other in ({"arm": "rel-other"}, {"answer": "noon, or so"}):
+        elsewhere = [replace(item, body=item.body | other) for item in settled]
+        assert all(one.pair.label is None for one in answered(stored.body, elsewhere))
+
+
+def test_for_an_answer_that_nobody_can_judge_another_one_is_asked_about(stored):
+    stored.calibrated()
+    stored.decided()
+    first = reviews.items(stored.book, "wiki", reviews.LABEL)[0]
+    reviews.settle(stored.book, first.number, "discarded", "eve")
+    stored.label(lambda body: body["answer"] == "noon")
+    stored.decided()
+    assert len(reviews.items(stored.book, "wiki", reviews.LABEL)) == 2
+    stored.label(lambda body: body["answer"] == "noon")
+    assert stored.decided().verdict == "reject"
 
 
 def test_sealed_and_unmeasured_questions_are_neither_judged_nor_asked_about(stored):

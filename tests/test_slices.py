@@ -1,11 +1,25 @@
-"""Parts of the golden questions: what the sealed part keeps back, and that it tells nothing else."""
+"""Parts of the golden questions: harm in a slice, what the sealed part keeps back, and that it tells nothing else."""
 
 import numpy as np
 import pytest
 
+from tasks.gate import decide
 from tasks.intervals import pair
 from tasks.slices import apart_by_chance
-from tests.test_gate import judged, scores
+from tests.test_gate import OK, judged, scores
+
+
+def test_a_slice_blocks_on_proven_harm_and_only_warns_otherwise():
+    n = 400
+    candidate, champion = np.ones(n), np.ones(n)
+    champion[300:] = 0
+    slices = [("billing",) if i < 40 else () for i in range(n)]
+    for lost, verdict in ((20, "reject"), (4, "promote")):
+        worse = candidate.copy()
+        worse[:40:2][:lost] = 0
+        decision = decide(scores(worse, slices=slices), scores(champion, slices=slices), OK)
+        assert decision.verdict == verdict
+        assert "billing" in decision.reason + " ".join(decision.notes)
 
 
 def kept_apart(n=200, documents=10):
@@ -38,9 +52,9 @@ def test_a_gain_everywhere_is_promoted_whatever_is_sealed_and_a_loss_where_nobod
 def test_the_sealed_part_is_in_the_verdict_and_in_no_figure_beside_it():
     champion = np.ones(200)
     candidate = champion.copy()
-    candidate[198:] = 0.0
+    candidate[[161, 171, 181, 191]] = 0.0
     decision = judged(candidate, champion, sealed=kept_apart())
-    assert decision.verdict == "promote" and decision.intervals[0].mean == pytest.approx(-0.01)
+    assert decision.verdict == "promote" and decision.intervals[0].mean == pytest.approx(-0.02)
     assert decision.metrics == decision.baseline == {"correct": 1.0}
     assert "sealed" not in " ".join(decision.notes)
 
@@ -50,9 +64,7 @@ def test_what_is_sealed_by_chance_seldom_holds_an_equal_candidate():
     for _ in range(100):
         d = random.choice([-1.0, 0.0, 1.0], p=[0.1, 0.8, 0.1], size=200)
         both = pair("correct", scores(np.maximum(d, 0.0)), scores(np.maximum(-d, 0.0)))
-        held += (
-            apart_by_chance(both, {f"q{i}" for d in random.choice(50, 10, False) for i in range(4 * d, 4 * d + 4)})
-            <= 0.05
-        )
+        apart = {f"q{4 * document + i}" for document in random.choice(50, 10, replace=False) for i in range(4)}
+        held += apart_by_chance(both, apart) <= 0.05
     assert held <= 11
     assert apart_by_chance(both, ()) == apart_by_chance(both, set(both.questions)) == 1.0
