@@ -183,8 +183,14 @@ def test_answers_to_sealed_questions_are_scored_and_neither_stored_nor_in_any_fi
     assert apart <= set(body["candidate"]["questions"])
     for rows in body["rows"].values():
         assert {row["id"] for row in rows} == {q.id for q in GOLDEN} - apart
+    scores = body["candidate"]
+    for at, question in enumerate(scores["questions"]):
+        if question in apart:
+            scores["metrics"]["correct"][at] = 0.0
+    Path(firm.uri).write_text(json.dumps(body))
     decision = evaluate.decide(firm, "tuned", GateSettings())
-    assert decision.intervals[0].n == 80
+    assert decision.intervals[0].n == 80 and decision.intervals[0].mean == pytest.approx(-len(apart) / 80)
+    assert decision.metrics["correct"] == 1.0
     assert f"{len(apart)} of 80 questions are sealed" in " ".join(decision.notes)
 
 

@@ -350,8 +350,8 @@ def test_retrieval_settings_are_compared_on_open_questions_alone(live, monkeypat
     from flows import retrieval
 
     golden = [GoldenQuestion(f"q{n}", f"Q{n}?", ("x",), f"d{n}.md", "S", "h") for n in range(50)]
-    asked: list = []
-    monkeypatch.setattr(live, "release_row", lambda release: {"snapshot": {"id": "s"}})
+    asked, row = [], live.release_row
+    monkeypatch.setattr(live, "release_row", lambda release: row(release) | {"snapshot": {"id": "s"}})
     monkeypatch.setattr(retrieval, "Snapshot", SimpleNamespace(of=lambda row: row))
     monkeypatch.setattr(retrieval.snapshots, "golden", lambda snapshot: golden)
     monkeypatch.setattr(retrieval, "evaluate_retrieval", lambda index, questions, *_, **__: asked.extend(questions))
