@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -42,6 +43,9 @@ class Settings(BaseSettings):
     judge_url: str | None = Field(None, description="OpenAI-compatible endpoint of a judge (…/v1); none: no judge")
     judge_model: str | None = Field(None, description="the judge's model; needed with judge_url")
     judge_key: str | None = Field(None, description="the judge's API key")
+    judge_fields: dict[str, Any] = Field(
+        {}, description='more fields of every request to the judge, as JSON; our own endpoint: {"retrieval": "off"}'
+    )
     judge_timeout_s: float = Field(60.0, description="how long one request to the judge may take")
     judge_budget: float = Field(5.0, description="the most one run may spend on the judge")
     judge_price_input: float = Field(2.5, description="what a million tokens read by the judge cost; 0 for your own")

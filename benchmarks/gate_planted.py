@@ -7,18 +7,22 @@ A kind counts as a regression only where it is really worse by twice the margin,
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.machine import SAMPLE, data, handbook, lifecycle, machine
+from benchmarks.machine import SAMPLE, data, machine
+from data.golden_sets import sealed
+from data.records import GoldenQuestion, Model, Release, Sources
 
 AIM = "0 of 30 regressions promoted, at most 2 of 30 harmless changes rejected, on both sets"
 MARGIN, RUNS, QUESTIONS = 0.10, 30, 160
-MINUTES, SPOILED_MINUTES = "6", 2.0
+MINUTES, SPOILED_MINUTES = 6.0, 2.0
+HANDBOOK = ("documents", "examples.jsonl", "golden.jsonl")
 
 
 def met(value: dict) -> bool:
@@ -39,60 +43,57 @@ class Change:
 
 def measure() -> dict:
     """Verdicts of 30 regressions and 30 harmless changes on each set, and every kind's true difference."""
-    with machine() as folder:
-        documents = folder / "handbook"
-        handbook(documents, MINUTES)
-        wiki = data("squadshifts_new_wiki.json.gz")
-        lifecycle("--assistant", "wiki", "--documents", wiki, "--examples", wiki, "--train-minutes", MINUTES)
+    wiki = data("squadshifts_new_wiki.json.gz")
+    with machine():
         value = {
-            name: planted(name, sources)
+            name: planted(sources)
             for name, sources in (
-                ("handbook", (str(documents), str(SAMPLE / "examples.jsonl"))),
-                ("wiki", (wiki, wiki)),
+                ("handbook", Sources("handbook", *(str(SAMPLE / file) for file in HANDBOOK))),
+                ("wiki", Sources("wiki", wiki, wiki)),
             )
         }
     n = {"runs of each": RUNS, "questions": QUESTIONS}
     return {"value": value, "n": n, "against": None, "limit": None}
 
 
-def planted(name: str, sources: tuple[str, str]) -> dict:
-    """The live release of one assistant against all changes."""
-    from data.ledger import Ledger
-    from data.records import Snapshot
-    from settings import settings
-
-    book = Ledger(settings().ledger)
-    live = book.live()[name].live
-    snapshot = Snapshot.of(book.assistant(name)["snapshot"])
-    bad = spoiled(name, live, *sources)
-    regressions = [*REGRESSIONS, Change("bad adapter", lambda release: replace(release, model=bad))]
-    scores = answered(live, snapshot, [*regressions, *HARMLESS])
-    return judged(scores, [change.name for change in regressions])
-
-
-def spoiled(name: str, live, documents: str, examples: str):
-    """A model trained on the same questions with the answers of others."""
-    import json
-
+def planted(sources: Sources) -> dict:
+    """A tuned release of these sources against all changes. No gate has to accept it: it is only what is changed."""
     from data import snapshots
-    from data.records import Sources
+    from tasks import finetune, prepare
+    from tasks.index import build_index
+    from tasks.training import Training
+
+    snapshot = prepare.prepare(sources)
+    index = build_index(snapshot)
+    model = finetune.finetune(snapshot, index, training=Training(minutes=MINUTES))
+    champion = Release(sources.assistant, model, index)
+    bad = spoiled(champion, sources)
+    regressions = [*REGRESSIONS, Change("bad adapter", lambda release: replace(release, model=bad))]
+    golden = sorted((q for q in snapshots.golden(snapshot) if q.votes), key=lambda q: q.id)[:QUESTIONS]
+    scores = answered(champion, golden, [*regressions, *HARMLESS])
+    return judged(scores, [change.name for change in regressions], sealed(golden))
+
+
+def spoiled(champion: Release, sources: Sources) -> Model:
+    """A model trained on the same questions with the answers of others."""
+    from data import snapshots
     from settings import settings
     from tasks import finetune, prepare
     from tasks.training import Training
 
-    read = prepare.prepare(Sources(f"{name}-read", documents, examples))
+    read = prepare.prepare(replace(sources, assistant=f"{sources.assistant}-read"))
     rows = [example for example in snapshots.examples(read) if example.answers]
     answers = [example.answers for example in rows]
     random.Random(7).shuffle(answers)
-    place = Path(settings().home) / f"{name}-spoiled.jsonl"
+    place = Path(settings().home) / f"{sources.assistant}-spoiled.jsonl"
     lines = [
         {"question": row.question, "answers": list(wrong), "document": row.document, "section": row.section}
         for row, wrong in zip(rows, answers, strict=True)
     ]
     place.write_text("\n".join(map(json.dumps, lines)))
-    snapshot = prepare.prepare(Sources(f"{name}-spoiled", documents, str(place)))
+    snapshot = prepare.prepare(Sources(f"{sources.assistant}-spoiled", sources.documents, str(place)))
     training = Training(minutes=SPOILED_MINUTES, learning_rate=0.005)
-    return finetune.finetune(snapshot, live.index, live.prompt, live.retrieval, training, live.model.base)
+    return finetune.finetune(snapshot, champion.index, training=training)
 
 
 # --- what is planted --------------------------------------------------------------------------
@@ -132,7 +133,7 @@ HARMLESS = [
     Change("wider search", lambda r: replace(r, retrieval=replace(r.retrieval, candidates=50))),
     Change("words count a little more", lambda r: replace(r, retrieval=replace(r.retrieval, vector_weight=0.45))),
     Change("shorter limit", lambda r: replace(r, decoding=replace(r.decoding, max_new_tokens=48))),
-    Change("the same again"),
+    Change("question first", prompted(user="Question: {question}\n\n{passages}\nQuestion: {question}")),
 ]
 
 
@@ -146,15 +147,16 @@ class Mirrored:
         return self.embedder.embed(texts)[:, ::-1].copy()
 
 
-def answered(live, snapshot, changes: Sequence[Change]) -> dict:
-    """Scores of the champion ("") and of every change, on the same questions."""
+def answered(live: Release, golden: Sequence[GoldenQuestion], changes: Sequence[Change]) -> dict:
+    """Scores of the champion ("") and of every change, on the same questions.
+
+    Through the answer cache, as in an evaluation: where a change leaves a prompt as it was, nothing is asked again.
+    """
     from contextlib import ExitStack
 
-    from data import snapshots
     from serving import rag
     from tasks.arm import Arm
 
-    golden = sorted((q for q in snapshots.golden(snapshot) if q.votes), key=lambda q: q.id)[:QUESTIONS]
     asked, scores = [question.question for question in golden], {}
     with ExitStack() as opened:
         engines: dict[str, object] = {}
@@ -172,7 +174,7 @@ def answered(live, snapshot, changes: Sequence[Change]) -> dict:
 # --- the verdicts -----------------------------------------------------------------------------
 
 
-def judged(scores: dict, regressions: Sequence[str]) -> dict:
+def judged(scores: dict, regressions: Sequence[str], apart: Collection[str]) -> dict:
     """Verdicts by kind, of kinds that are really regressions and of harmless ones; what is neither is listed."""
     from tasks.gate import GateSettings
     from tasks.intervals import pair
@@ -185,8 +187,8 @@ def judged(scores: dict, regressions: Sequence[str]) -> dict:
     worse = [name for name in regressions if truth[name].mean <= -2 * MARGIN]
     harmless = [name for name in kinds if name not in regressions and truth[name].mean > -MARGIN]
     counted = {
-        "regressions": verdicts(worse, kinds, champion, settings),
-        "harmless": verdicts(harmless, kinds, champion, settings),
+        "regressions": verdicts(worse, kinds, champion, apart, settings),
+        "harmless": verdicts(harmless, kinds, champion, apart, settings),
     }
     shown = {
         name: {"points": round(100 * i.mean, 1), "p_d": round(i.discordance, 3), "power": round(i.power, 2)}
@@ -195,15 +197,16 @@ def judged(scores: dict, regressions: Sequence[str]) -> dict:
     return counted | {"truth": shown, "left out": sorted(set(kinds) - set(worse) - set(harmless))}
 
 
-def verdicts(names: Sequence[str], kinds: dict, champion, settings) -> dict[str, int]:
-    """How often each verdict was given in RUNS runs, kind after kind."""
+def verdicts(names: Sequence[str], kinds: dict, champion, apart: Collection[str], settings) -> dict[str, int]:
+    """How often each verdict was given in RUNS runs, kind after kind; `apart`: the sealed questions."""
     from tasks.gate import decide
 
     said: dict[str, int] = defaultdict(int)
     for run in range(RUNS if names else 0):
         drawn = draw(champion, random.Random(run))
-        arms = (taken(kinds[names[run % len(names)]], drawn), taken(champion, drawn))
-        said[decide(*arms, {"answered": None}, settings).verdict] += 1
+        mine, theirs = taken(kinds[names[run % len(names)]], drawn), taken(champion, drawn)
+        kept = {new for new, (at, _) in zip(theirs.questions, drawn, strict=True) if champion.questions[at] in apart}
+        said[decide(mine, theirs, {"answered": None}, settings, sealed=kept).verdict] += 1
     return dict(said)
 
 

@@ -1,4 +1,8 @@
-"""Golden sets by content hash, in the ledger: which questions a decision was taken on, and how worn a set is."""
+"""Golden sets by content hash, in the ledger: what a decision was taken on, how worn a set is, what of it is sealed.
+
+The sealed part is looked at by the gate's verdict alone: nobody is shown its questions answered, and nothing that
+chooses between models, prompts or settings scores them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,10 @@ from data.tables import decisions, golden_sets, releases
 
 REPLACED = 0.2
 """Share of today's questions that must be new since a decision for it to wear the set no more."""
+SEALED = 0.2
+"""Share of the documents whose golden questions are sealed."""
+DOCUMENTS = 15
+"""With fewer documents than this, questions are clustered and sealed by section."""
 TUNED = ("tuned", "reprompt")
 """Kinds of release that were chosen by looking at earlier scores; an index-only refresh was not."""
 
@@ -25,6 +33,31 @@ def members(questions: Iterable[GoldenQuestion]) -> list[str]:
 def golden_hash(questions: Iterable[GoldenQuestion]) -> str:
     """Content hash of the questions that vote: evaluations, decisions and reports carry it."""
     return "golden-" + digest(members(questions))[:20]
+
+
+def by_section(questions: Iterable[GoldenQuestion]) -> bool:
+    """Whether the documents of the questions are too few to count as clusters, so that their sections do."""
+    return len({one.document for one in questions}) < DOCUMENTS
+
+
+def sealed(questions: Collection[GoldenQuestion]) -> frozenset[str]:
+    """Ids of the sealed ones among these questions.
+
+    All of a document or none, by the hash of its name: what is sealed stays sealed whatever joins or leaves the set,
+    and could as well be any other part of it (`tasks.intervals.apart_by_chance` counts on that).
+    """
+    sections = by_section(questions)
+
+    def unit(one: GoldenQuestion) -> tuple:
+        return (one.document, one.section) if sections else (one.document,)
+
+    return frozenset(one.id for one in questions if int(digest("sealed", *unit(one))[:8], 16) < SEALED * 2**32)
+
+
+def open_part(questions: Collection[GoldenQuestion]) -> list[GoldenQuestion]:
+    """The questions that may be looked at, answered and chosen by."""
+    apart = sealed(questions)
+    return [one for one in questions if one.id not in apart]
 
 
 def record(ledger: Ledger, assistant: str, questions: Collection[GoldenQuestion]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from prefect import flow
 
+from data import reviews
 from data.ledger import Ledger
 from data.records import as_json
 from settings import settings
@@ -15,16 +17,26 @@ from tasks.calibrate import KIND, Calibration, Labelled, Rules, calibrate, markd
 
 
 @flow(name="calibrate", log_prints=True)
-def calibrate_judge(assistant: str, labels: str, rules: Rules = Rules()) -> Calibration:
+def calibrate_judge(assistant: str, labels: str | None = None, rules: Rules = Rules()) -> Calibration:
     """`measure`, with the table in the Prefect UI."""
     found = measure(assistant, labels, rules)
     report.calibration(assistant, found)
     return found
 
 
-def measure(assistant: str, labels: str, rules: Rules = Rules()) -> Calibration:
-    """`compare` with the labels of a file (JSON lines). Raises ValueError for a line that is none."""
-    return compare(assistant, read_labels(labels) if judge.configured() else [], rules)
+def measure(assistant: str, labels: str | None = None, rules: Rules = Rules()) -> Calibration:
+    """`compare` on the labelled answers at `labels` (JSON lines), by default on those of the review queue.
+
+    Raises ValueError for a line that is no label, LookupError where nobody labelled an answer yet.
+    """
+    if labels:
+        return compare(assistant, read_labels(labels), rules)
+    items = [Labelled.of(label) for label in reviews.labels(Ledger(settings().ledger), assistant)]
+    if judge.configured() and not items:
+        raise LookupError(
+            f"nobody labelled an answer of {assistant!r} yet; list some: python -m flows.review ask RELEASE"
+        )
+    return compare(assistant, items, rules)
 
 
 def compare(assistant: str, items: Sequence[Labelled], rules: Rules = Rules()) -> Calibration:
@@ -32,8 +44,8 @@ def compare(assistant: str, items: Sequence[Labelled], rules: Rules = Rules()) -
 
     Everything is asked anew, the anchors too: from here on the judge has moved when they do.
 
-    Raises LookupError without a judge, KeyError for an unknown assistant, ConnectionError, with nothing recorded, where
-    it gave no verdict on most: what cannot be asked has not changed its mind.
+    Raises LookupError without a judge, KeyError for an unknown assistant, ConnectionError, with nothing
+    recorded, where it gave no verdict on most: what cannot be asked has not changed its mind.
     """
     book, asked = Ledger(settings().ledger), judge.configured()
     if asked is None:
@@ -52,14 +64,22 @@ def compare(assistant: str, items: Sequence[Labelled], rules: Rules = Rules()) -
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m flows.calibrate", description="May the judge be heard?")
     parser.add_argument("--assistant", required=True)
-    parser.add_argument("--labels", required=True, help="JSON lines: question, answers, answer, system, label (0 or 1)")
+    form = "JSON lines: question, answers, answer, system, label (0 or 1)"
+    parser.add_argument("--labels", help=f"{form}; without it what was labelled in the review queue")
     parser.add_argument("--margin", type=float, default=Rules().margin, help="of the gate; a judge may inflate by half")
     return parser.parse_args()
 
 
 def main() -> None:
+    """Exit code 0 when it is done, whatever the judge is worth; 1 with a sentence when it cannot be."""
     chosen = arguments()
-    print(markdown(measure(chosen.assistant, chosen.labels, Rules(margin=chosen.margin))))
+    rules = Rules(margin=chosen.margin)
+    try:
+        print(markdown(measure(chosen.assistant, chosen.labels, rules), rules))
+    except (LookupError, ValueError) as error:
+        sys.exit(str(error.args[0]))
+    except OSError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

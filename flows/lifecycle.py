@@ -23,7 +23,7 @@ from flows import approval
 from serving.engine import bases
 from serving.engine.bases import Base
 from settings import settings
-from tasks import deploy, evaluate, events, finetune, index, precedents, prepare, registry, report
+from tasks import deploy, evaluate, events, finetune, index, objection, precedents, prepare, registry, report
 from tasks.deploy import Canary
 from tasks.finetune import Training
 from tasks.gate import GateSettings
@@ -137,8 +137,10 @@ def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapsho
         return known
     evaluation = evaluate_release(candidate, live, kind, snapshot)
     judged, looks = precedents.tuned_decisions(book, candidate, snapshot), precedents.looks_before(book, evaluation)
-    decision = decide_gate(evaluation, kind, gates, judged, looks)
+    heard = objection.heard(book, evaluation, gates)
+    decision = decide_gate(evaluation, kind, gates, judged, looks, heard)
     book.decide_gate(candidate.assistant, decision)
+    reviews.ask_labels(book, candidate.assistant, heard.unlabelled)
     if decision.verdict == "hold":
         reviews.ask_held(book, candidate.assistant, decision)
     report.gate(decision, precedents.untuned(book, decision))
@@ -146,7 +148,8 @@ def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapsho
 
 
 def compared(candidates: list[Release], of: list[Base], snapshot: Snapshot, gates: GateSettings) -> Release:
-    """The candidate with the most correct answers among those the gate accepts, all judged against what is live.
+    """The candidate with the most correct answers to the open questions among those the gate accepts, all judged
+    against what is live.
 
     Of none accepted the first. The figures of all stand side by side in one report.
     """

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from prefect import flow
 
 from data import formats, snapshots
+from data.golden_sets import open_part
 from data.ledger import Ledger
 from data.records import GoldenQuestion, Release, Retrieval, Snapshot
 from settings import settings
@@ -33,13 +34,13 @@ def measure(
     """The live release's index searched with `retrieval` (None: as it is served), compared with release `against`,
     else with what is served where `retrieval` is something else.
 
-    Asked are the questions at `golden`, else the golden questions of the release's snapshot, else probes.
+    Asked are the questions at `golden`, else the open golden questions of the release's snapshot, else probes.
     """
     book = Ledger(settings().ledger)
     live = live_release(book, assistant)
     row = book.release_row(live.id)["snapshot"]
     snapshot = Snapshot.of(row) if row else None
-    questions = read_golden(golden, snapshot) if golden else snapshots.golden(snapshot) if snapshot else []
+    questions = read_golden(golden, snapshot) if golden else open_part(snapshots.golden(snapshot)) if snapshot else []
     if not any(question.votes and question.answers for question in questions):
         questions = probes(live.index)
     chosen = retrieval or live.retrieval

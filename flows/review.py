@@ -102,13 +102,14 @@ def ask(ledger: Ledger, release: str, items: int) -> int:
     found = sorted((settings().home / "reports" / release).glob("*.json"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise LookupError(f"no evaluation of {release!r} under {settings().home / 'reports'}; run its lifecycle here")
-    answers = sorted(evaluated(found[-1]), key=lambda row: digest(row["question"], row["arm"]))[:items]
+    # Both arms of a question together: how a judge favours one of them shows only there.
+    answers = sorted(evaluated(found[-1]), key=lambda row: (digest(row["question"]), digest(row)))[:items]
     reviews.ask_labels(ledger, ledger.release(release).assistant, answers)
     return len(answers)
 
 
 def evaluated(file: Path) -> list[dict]:
-    """The answerable questions of a stored evaluation, an item for each arm; `arm` is the id of the release."""
+    """The answerable open questions of a stored evaluation, an item for each arm; `arm` is the id of the release."""
     body = json.loads(file.read_text())
     arms = {"candidate": body["evaluation"]["release"], "champion": body["evaluation"]["champion"]}
     return [

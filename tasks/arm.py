@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
+from data import golden_sets
 from data.records import Answer, Chunk, GoldenQuestion, Hit, Release, Retrieval
-from tasks.gate import GateSettings, Scores
+from tasks.intervals import Scores
 
 SLICE = 64
 SHORT_ANSWER = 24
@@ -91,8 +92,7 @@ class Arm:
         scored: dict[str, list] = metrics.score(metrics.embedded(items, self.embedder))
         if given_passage:
             scored["given_f1"] = self.given(golden, gold)
-        documents = {question.document for question in golden}
-        by_section = len(documents) < GateSettings().min_clusters
+        by_section = golden_sets.by_section(golden)
         clusters = [f"{q.document}#{q.section}" if by_section else q.document for q in golden]
         folders = [(q.document.split("/")[0],) if "/" in q.document else () for q in golden]
         slices = [(*names, *(("synthetic",) if q.synthetic else ())) for names, q in zip(folders, golden, strict=True)]

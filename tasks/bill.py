@@ -48,20 +48,22 @@ class Bill:
 
 
 class Door(httpx.AsyncBaseTransport):
-    """Where requests leave for the judge. A whole reply is kept by the content of its request, whatever the address.
+    """Where requests leave for the judge, each with the `fields` that this judge needs beside what is asked.
+
+    A whole reply is kept by the content of its request, whatever the address.
 
     Before a request leaves, the most it may cost is set aside (a token is at least a byte), so that requests under way
     together never pass the budget; past it the answer is 402, which no client repeats.
     """
 
-    def __init__(self, bill: Bill, verdicts: sqlite3.Connection):
-        self.bill, self.verdicts = bill, verdicts
+    def __init__(self, bill: Bill, verdicts: sqlite3.Connection, fields: dict):
+        self.bill, self.verdicts, self.fields = bill, verdicts, fields
         self.way = httpx.AsyncHTTPTransport()
         self.places = asyncio.Semaphore(AT_ONCE)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        sent = await request.aread()
-        asked = json.loads(sent)
+        asked = json.loads(await request.aread()) | self.fields
+        sent = json.dumps(asked, ensure_ascii=False).encode()
         key, fresh = digest(asked), request.headers.get("cache-control") == "no-store"
         async with self.places:
             known = self.verdicts.execute("SELECT reply FROM verdicts WHERE request = ?", (key,)).fetchone()
@@ -74,7 +76,9 @@ class Door(httpx.AsyncBaseTransport):
                 self.bill.refused += 1
                 refusal = {"error": {"message": f"the judge's budget of {self.bill.budget} for this run is spent"}}
                 return httpx.Response(402, json=refusal, request=request)
-            return await self.pass_on(request, key, most)
+            headers = {name: value for name, value in request.headers.items() if name != "content-length"}
+            about = {"headers": headers, "content": sent, "extensions": request.extensions}
+            return await self.pass_on(httpx.Request(request.method, request.url, **about), key, most)
 
     async def pass_on(self, request: httpx.Request, key: str, most: float) -> httpx.Response:
         self.bill.reserved += most

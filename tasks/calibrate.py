@@ -1,8 +1,7 @@
 """Calibration: how far a judge agrees with people, and whether it may be heard (METHODS section 2).
 
-A judge is advisory until it was compared with enough people's verdicts, and even then it blocks only a candidate of
-whose answers a person judged some: there `tasks.ppi` corrects whatever bias it has towards that candidate.
-`blocked` is that rule; the gate does not consult it yet.
+A judge is advisory until it was compared with enough people's verdicts. What it may do after that is in
+`tasks.objection`.
 """
 
 from __future__ import annotations
@@ -17,10 +16,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from data.records import Interval, Record
+from data.records import Record
 from tasks.intervals import paired_interval
 from tasks.judge import Judgeable
-from tasks.ppi import Judged, judged_interval
 
 KIND = "calibration"  # of the decision that records one
 
@@ -80,7 +78,8 @@ class Bias(Record):
 class Calibration(Record):
     """How a judge (`version`) agrees with people on `items` answers; `unmeasured` of them it gave no verdict on.
 
-    `kappa` (Cohen 1960), true positive and true negative rate. `lacking`: what keeps it advisory, empty for nothing.
+    `kappa` (Cohen 1960), true positive and true negative rate. `lacking`: why it does not agree well enough to be heard
+    at all. `biased`: what keeps its own figures from being trusted; labels of the answers in question correct that.
     """
 
     version: str
@@ -91,16 +90,19 @@ class Calibration(Record):
     true_negatives: float
     bias: tuple[Bias, ...]
     lacking: tuple[str, ...]
+    biased: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        return not self.lacking
+        return not self.lacking and not self.biased
 
     def says(self) -> str:
-        """The result in a sentence."""
-        figures = f"kappa {self.kappa:.2f}, {self.true_positives:.0%} of right and {self.true_negatives:.0%} of wrong"
-        may = "agrees with people, and advises" if self.passed else f"is advisory: {'; '.join(self.lacking)}"
-        return f"{self.version} {may} ({figures} answers found on {self.items} items, {self.unmeasured} unmeasured)."
+        """What the judge may do from here on, and why."""
+        if self.lacking:
+            return f"{self.version} may not block: it advises. {'; '.join(self.lacking)}."
+        may = f"{self.version} agrees with people. It may block a candidate together with people who labelled some of "
+        may += "its answers, and advises where nobody did."
+        return f"{may} Its figures alone are not to be trusted: {'; '.join(self.biased)}." if self.biased else may
 
 
 def read_labels(path: str | Path) -> list[Labelled]:
@@ -133,30 +135,42 @@ def calibrate(
     kappa = cohen(said, label)
     positives, negatives = rate(said[label == 1]), rate(1 - said[label == 0])
     bias = biases(measured, said, rules)
-    lacking = []
+    lacking, biased = [], []
     if len(measured) < rules.items:
-        lacking.append(f"{len(measured)} labelled items with a verdict, {rules.items} are needed")
+        lacking.append(f"{len(measured)} labelled answers with a verdict, {rules.items} are needed")
     if not kappa >= rules.kappa:
         lacking.append(f"kappa {kappa:.2f}, {rules.kappa:.2f} is needed")
     if not negatives >= rules.true_negatives:
         lacking.append(f"it finds {negatives:.0%} of the wrong answers, {rules.true_negatives:.0%} are needed")
     if not bias:
-        lacking.append("no question was answered by two systems, so nobody knows whether it favours one")
+        biased.append("no question was answered by two systems, so nobody knows whether it favours one")
     if short := [one for one in bias if one.n < one.needed]:
         worst = max(short, key=lambda one: one.needed - one.n)
-        lacking.append(f"{worst.n} questions of {worst.arm} and {worst.against}, its bias takes {worst.needed}")
+        pair = f"{worst.arm} and {worst.against}"
+        biased.append(f"{worst.n} questions were answered by {pair}, and its bias takes about {worst.needed} to know")
     if bias and bias[0].upper > rules.margin / 2:
         inflated, most = f"{bias[0].arm} against {bias[0].against}", f"{100 * bias[0].upper:.1f}"
-        lacking.append(f"it may inflate {inflated} by {most} points, {50 * rules.margin:.1f} are allowed")
+        biased.append(f"it may inflate {inflated} by {most} points, {50 * rules.margin:.1f} are allowed")
     missing = int((~seen).sum())
-    return Calibration(version, len(measured), missing, kappa, positives, negatives, bias, tuple(lacking))
+    agreed = (kappa, positives, negatives)
+    return Calibration(version, len(measured), missing, *agreed, bias, tuple(lacking), tuple(biased))
 
 
-def markdown(found: Calibration) -> str:
-    """A calibration as Markdown: the sentence, and the paired bias of every pair of systems in points."""
-    lines = [found.says(), ""]
+def markdown(found: Calibration, rules: Rules = Rules()) -> str:
+    """A calibration as Markdown: the sentence, what was found and needed, the paired bias of systems in points."""
+    lines = [found.says(), "", "| agreement with people | found | needed |", "|---|---|---|"]
+    lines += [
+        f"| labelled answers with a verdict ({found.unmeasured} without) | {found.items} | {rules.items} |",
+        f"| kappa | {found.kappa:.2f} | {rules.kappa:.2f} |",
+        f"| right answers found | {found.true_positives:.0%} | |",
+        f"| wrong answers found | {found.true_negatives:.0%} | {rules.true_negatives:.0%} |",
+    ]
     if found.bias:
-        lines += ["| arm | against | bias | lower | upper | questions | needed |", "|" + "---|" * 7]
+        lines += [
+            "",
+            "Bias: points by which the judge puts one system above another beyond what people do, 95% bounds.",
+        ]
+        lines += ["", "| arm | against | bias | lower | upper | questions | needed |", "|" + "---|" * 7]
     for bias in found.bias:
         points = " | ".join(f"{100 * value:+.1f}" for value in (bias.mean, bias.lower, bias.upper))
         lines.append(f"| {bias.arm} | {bias.against} | {points} | {bias.n} | {bias.needed} |")
@@ -196,42 +210,3 @@ def biases(items: Sequence[Labelled], said: np.ndarray, rules: Rules) -> tuple[B
         needed = math.ceil((stats.norm.ppf(1 - rules.alpha) / (rules.margin / 2)) ** 2 * spread)
         found.append(Bias(arm, against, bias.mean, bias.lower, bias.upper, len(shared), needed))
     return tuple(sorted(found, key=lambda bias: -bias.upper))
-
-
-def may_block(found: Calibration | None, version: str, rules: Rules = Rules()) -> str:
-    """'' if judge `version` may block a candidate together with labels of its answers, else why it may not.
-
-    Its bias is not asked about: the labels correct it.
-    """
-    if found is None:
-        return "the judge was never calibrated: python -m flows.calibrate"
-    if found.version != version:
-        return f"the judge is {version}, {found.version} was calibrated: python -m flows.calibrate"
-    if found.items < rules.items or not (found.kappa >= rules.kappa and found.true_negatives >= rules.true_negatives):
-        return f"the judge is advisory: {found.lacking[0]}"
-    return ""
-
-
-def blocked(
-    pairs: Sequence[Judged], found: Calibration | None, version: str, rules: Rules = Rules()
-) -> tuple[Interval | None, str]:
-    """The interval by which judge and people together reject a candidate, else None; and why, in a sentence.
-
-    `pairs`: both arms' verdicts on the same questions, with the labels that people gave; unmeasured ones are left out.
-    """
-    measured = [pair for pair in pairs if not math.isnan(pair.verdict)]
-    labelled = [pair.cluster for pair in measured if pair.label is not None]
-    refusal = may_block(found, version, rules)
-    if not refusal and (len(labelled) < rules.labelled or len(set(labelled)) < rules.documents):
-        refusal = (
-            f"people judged {len(labelled)} of the candidate's answers on {len(set(labelled))} documents, "
-            f"{rules.labelled} on {rules.documents} are needed"
-        )
-    if refusal:
-        return None, f"The judge does not vote: {refusal}."
-    interval = judged_interval(measured, rules.margin, rules.alpha)
-    figures = f"{100 * interval.mean:+.1f} points ({100 * interval.lower:+.1f} to {100 * interval.upper:+.1f})"
-    said = f"Judge and {interval.n} labels: {figures}"
-    if interval.verdict == "reject":
-        return interval, f"{said}, worse than the margin of {100 * rules.margin:.1f}."
-    return None, f"{said}, not proven worse."

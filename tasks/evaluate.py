@@ -35,6 +35,7 @@ from tasks.behaviour import behaviour
 from tasks.gate import GateSettings, Scores
 from tasks.intervals import better_by_chance, pair
 from tasks.metrics import safety
+from tasks.objection import Objection
 
 WRITING = {"latency", "attacks"}
 TOUCHES = {
@@ -92,9 +93,10 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
 
     `kind`: bootstrap (hard constraints on a few questions), tuned, reindex, reprompt, rollback. Both arms are scored in
     this run, and what else is measured follows from what changed between them (`TOUCHES`). The same releases on the
-    same snapshot are evaluated once.
+    same snapshot are evaluated once. Answers to sealed questions are scored and not stored.
     """
     grader = judge.configured()
+    judged_by = {"judge": grader.version} if grader else {}
     advised = (grader.version, settings().judge_rubric) if grader else ()
     arms_asked = (candidate.id, champion.id if champion else None, kind, snapshot.id)
     key = digest(*arms_asked, *advised, as_json(suite), metrics_hash())
@@ -106,6 +108,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     tombstones = book.tombstones(candidate.assistant)
     votes = voting(snapshot)
     golden, left_out = questions_for(snapshot, kind, suite)
+    apart = golden_sets.sealed([*votes, *golden])
     hard = sound_files(candidate)
     scores: dict[str, Scores] = {}
     rows: dict[str, list[dict]] = {}
@@ -165,8 +168,9 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
         "first_tuned": tuned_first,
         "changed": sorted(changed),
         "repeated": repeated,
-        "about": about(candidate, champion, snapshot, golden, suite) | versions,
-        "rows": rows,
+        "about": about(candidate, champion, snapshot, golden, suite) | versions | judged_by,
+        "sealed": [question.id for question in golden if question.id in apart],
+        "rows": {name: [row for row in told if row["id"] not in apart] for name, told in rows.items()},
         "attacks": attacks,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,8 +196,9 @@ def decide(
     gates: GateSettings,
     tuned_decisions: int = 0,
     looks_before: Sequence[float] = (),
+    objection: Objection = Objection(),
 ) -> Decision:
-    """The gate's decision on stored scores."""
+    """The gate's decision on stored scores, and on what people and a judge said of the answers."""
     body = json.loads(Path(evaluation.uri).read_text())
     if kind == "bootstrap":
         judged = "bootstrap"
@@ -218,12 +223,19 @@ def decide(
         tuned_decisions,
         looks_before,
         by_chance,
+        objection.interval,
+        body.get("sealed", ()),
     )
     notes = [f"{share:.0%} of the {arm}'s answers came out the same again." for arm, share in body["repeated"].items()]
     if evaluation.synthetic:
         notes.append(
             f"{evaluation.synthetic} voting questions are synthetic: made from the documents, not asked by people."
         )
+    if objection.says:
+        notes.append(objection.says)
+    if apart := body.get("sealed"):
+        asked = f"{len(apart)} of {evaluation.questions} questions are sealed"
+        notes.append(f"{asked}: they count in the verdict, and no figure or answer beside it is of them.")
     if evaluation.golden:
         notes.append(f"Golden set: {evaluation.golden}.")
     told, suite = (*decision.notes, *notes), body["about"]["suite"]
@@ -303,7 +315,7 @@ def smoke_questions(snapshot: Snapshot, release: Release, most: int = 50) -> lis
     """Questions for the smoke query and the canary: golden ones and probes of the documents in turn."""
     from data.store import open_index
 
-    golden = [question.question for question in voting(snapshot)][: most // 2]
+    golden = [question.question for question in golden_sets.open_part(voting(snapshot))][: most // 2]
     chunks = sorted(open_index(release.index).chunks(), key=lambda chunk: chunk.id)
     probes = [sentences(chunk)[0] for chunk in chunks[: most - len(golden)]]
     mixed = [question for pair in zip(golden, probes, strict=False) for question in pair]

@@ -25,9 +25,10 @@ class Found:
 
 
 def find(decision: Decision, body: dict, untuned: dict[str, float] | None) -> Found:
-    """What there is to show, from the stored scores."""
+    """What there is to show, from the stored scores: nothing of the sealed part but what the decision says."""
     settings = GateSettings.of(decision.settings) if decision.settings else GateSettings()
-    arms = {name: Scores.of(body[name]) for name in ("candidate", "champion") if body[name]}
+    read = {name: Scores.of(body[name]) for name in ("candidate", "champion") if body[name]}
+    arms = {name: scores.without(body.get("sealed", ())) for name, scores in read.items()}
     measured, worst, slices = list(decision.intervals), [], []
     if len(arms) == 2:
         named = {interval.metric for interval in measured}

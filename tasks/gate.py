@@ -7,23 +7,22 @@ below it, otherwise hold and say how many items would settle it. Pure functions 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy import stats
 
+from data.golden_sets import REPLACED
 from data.records import Decision, Interval, Record, as_json
+from tasks import slices
 from tasks.intervals import (
     SWAPS,
     Pairs,
     Scores,
-    clustered_error,
     items_needed,
     pair,
     paired_interval,
     probe_interval,
-    tango_z,
-    worst_case,
 )
 from tasks.metrics import ADVISORY, aggregate
 
@@ -90,15 +89,19 @@ def decide(
     tuned_decisions: int = 0,
     looks_before: Sequence[float] = (),
     by_chance: float | None = None,
+    people: Interval | None = None,
+    sealed: Collection[str] = (),
 ) -> Decision:
-    """The verdict on one candidate, in order: hard constraints, primary metric, guardrails, slices.
+    """The verdict on one candidate, in order: hard constraints, primary metric, guardrails, people, slices, sealed.
 
     `hard` names every hard constraint that was checked: None if it holds, else how it is broken. `kind` is
     "bootstrap" (hard constraints only), "first-tuned" (must be better than the bootstrap), "change" or "index-only"
     (judged on `probes`, 1 passed and 0 failed, where too few golden questions vote). `tuned_decisions` is how many
     tuned candidates this golden set has already judged. `looks_before`: the error level of each test that refused this
     candidate; testing until it passes would promote a worse one. Neither keeps an index back: nothing in it was chosen
-    by looking at the set. `by_chance`: see `intervals.better_by_chance`.
+    by looking at the set. `by_chance`: see `intervals.better_by_chance`. `people`: what they and a judge hold against
+    the candidate, see `tasks.objection`. `sealed`: questions that count in the verdict and in no figure beside it; see
+    `tasks.slices`.
 
     Raises:
         ValueError: for an unknown kind, no hard constraints, or no champion's scores to compare with.
@@ -111,8 +114,8 @@ def decide(
         raise ValueError(f"a {kind} candidate is judged against the champion; score it on the same questions")
 
     alpha = settings.look_alpha
-    metrics = _means(candidate)
-    baseline = _means(champion) if champion else None
+    metrics = _means(candidate, sealed)
+    baseline = _means(champion, sealed) if champion else None
     intervals: list[Interval] = []
     notes: list[str] = []
 
@@ -177,7 +180,9 @@ def decide(
         return verdict("promote", f"Hard constraints hold and {_probes(probed, settings)}.", judged="probes")
 
     if kind != "index-only" and tuned_decisions >= settings.tuned_decisions:
-        reason = f"This golden set has judged {tuned_decisions} tuned candidates: replace part of it before the next."
+        new = math.ceil(REPLACED * primary.n)
+        worn = f"This golden set has judged {tuned_decisions} tuned candidates"
+        reason = f"{worn}: replace {new} of its {primary.n} questions by new ones before the next."
         return verdict("hold", reason)
 
     if kind != "index-only" and sum(looks_before) + alpha > settings.alpha + 1e-9:
@@ -217,26 +222,34 @@ def decide(
             )
         else:
             _sort(interval, guarded, settings, rejects, undecided, unmeasured)
+    if people is not None:
+        intervals.append(people)
+        if people.verdict == "reject":
+            rejects.append(_figures(people))
+        else:
+            undecided.append(f"{_figures(people)}; {_settle(items_needed(people), 'labelled questions')}")
     if rejects:
         return verdict("reject", f"Worse than allowed: {'; '.join(rejects)}.", look=look)
-    harmed, warned = _slices(pairs, candidate, settings, alpha)
-    notes.extend(warned)
+    harmed, warned = slices.harm(pairs, candidate.by_slice, sealed, settings)
+    notes.extend(f"Warning, not proven: {_figures(interval)}." for interval in warned)
     if harmed:
-        return verdict("reject", f"Proven harm in a slice: {'; '.join(harmed)}.", look=look)
+        return verdict("reject", f"Proven harm in a slice: {'; '.join(map(_figures, harmed))}.", look=look)
     if undecided or unmeasured:
         if undecided and look == settings.looks:
             notes.append("No look is left for this candidate: more questions count for the next one.")
         # Where nothing but measurements is wanting no second chance is taken: that was no look.
         reason = f"Not settled: {'; '.join(undecided + unmeasured)}."
         return verdict("hold", reason, superior, look=look if undecided else 0)
+    if kind != "index-only" and (gap := slices.sealed_gap(pairs, sealed)):
+        return verdict("hold", gap, look=look)
     than = "Better than" if superior else "Not worse than"
     held = f"; {guarding} guardrail{'s hold' if guarding != 1 else ' holds'}" if guarding else ""
     reason = f"{than} the champion: {_figures(primary)}{held}."
     return verdict("promote", reason, superior, look=look)
 
 
-def _means(scores: Scores) -> dict[str, float]:
-    return aggregate(scores.metrics)
+def _means(scores: Scores, sealed: Collection[str]) -> dict[str, float]:
+    return aggregate(scores.without(sealed).metrics)
 
 
 def guardrail(name: str, pairs: Pairs, settings: GateSettings) -> Interval:
@@ -273,34 +286,6 @@ def _sort(
         rejects.append(_figures(interval))
     elif interval.verdict == "hold":
         undecided.append(f"{_figures(interval)}; {_settle(items_needed(interval), 'questions')}")
-
-
-def _slices(pairs: Pairs, scores: Scores, settings: GateSettings, alpha: float) -> tuple[list[str], list[str]]:
-    """Slices where a loss beyond the margin is proven (Holm over those large enough), and those that only look so."""
-    tested = []
-    for name, questions in scores.by_slice.items():
-        part = pairs.only(questions)
-        interval = part.interval(f"{settings.primary} in {name}", settings.margin, alpha, settings.max_missing)
-        if interval.n >= settings.min_slice_items and interval.clusters > 1:
-            tested.append((_harm(part, interval, settings.margin), interval))
-    tested.sort(key=lambda row: row[0])
-    harmed, warned, proving = [], [], True
-    for place, (p, interval) in enumerate(tested):
-        proving = proving and p <= alpha / (len(tested) - place)
-        if proving:
-            harmed.append(_figures(interval))
-        elif interval.mean < -settings.margin:
-            warned.append(f"Warning, not proven: {_figures(interval)}.")
-    return harmed, warned
-
-
-def _harm(pairs: Pairs, interval: Interval, margin: float) -> float:
-    """One-sided p-value of a loss larger than the margin; the larger of the clustered t and Tango's."""
-    a, b, _ = worst_case(pairs.candidate, pairs.champion)
-    d = a - b
-    error = clustered_error(d, pairs.clusters)
-    p = float(stats.t.cdf((interval.mean + margin) / error, interval.clusters - 1)) if error else 0.0
-    return max(p, float(stats.norm.cdf(tango_z(d[d > 0].sum(), -d[d < 0].sum(), len(d), -margin))))
 
 
 def _figures(interval: Interval) -> str:

@@ -6,7 +6,7 @@ The gate compares candidate and champion with them, diagnosis compares a swapped
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -219,6 +219,13 @@ class Scores(Record):
             for name in names:
                 members.setdefault(name, set()).add(question)
         return dict(sorted(members.items()))
+
+    def without(self, questions: Collection[str]) -> Scores:
+        """These scores without those of `questions`."""
+        keep = [at for at, question in enumerate(self.questions) if question not in questions]
+        metrics = {name: [values[at] for at in keep] for name, values in self.metrics.items()}
+        parts = (tuple(values[at] for at in keep) for values in (self.questions, self.clusters))
+        return Scores(*parts, metrics, tuple(self.slices[at] for at in keep) if self.slices else (), self.unit)
 
     def beside(self, other: Scores) -> Scores:
         """These scores and those of other questions under other metrics: neither's metrics apply to the other's."""

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -100,7 +100,7 @@ def schema_format(reply: type[BaseModel]) -> dict:
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge and the bill of one run; `remembers` is the SQLite file of verdicts."""
+    """A judge and the bill of one run; `remembers` is the SQLite file of verdicts, `fields` go with every request."""
 
     url: str
     model: str
@@ -108,11 +108,12 @@ class Judge:
     timeout_s: float
     bill: Bill
     remembers: Path
+    fields: dict = field(default_factory=dict)
 
     @property
     def version(self) -> str:
         """What a calibration is of: the model's name and how it is asked, wherever it is served."""
-        return f"{self.model}@{digest(self.model, TEMPLATE, Verdict.model_json_schema())[:12]}"
+        return f"{self.model}@{digest(self.model, TEMPLATE, Verdict.model_json_schema(), self.fields)[:12]}"
 
     def run(self, ask: Callable[[AsyncOpenAI], Awaitable[T]]) -> T:
         """What `ask` returns, in an event loop of a thread of its own: the caller's may be running (a flow's is)."""
@@ -123,7 +124,7 @@ class Judge:
         from openai import AsyncOpenAI
 
         with closing(memory(self.remembers)) as verdicts:
-            door = httpx.AsyncClient(transport=Door(self.bill, verdicts))
+            door = httpx.AsyncClient(transport=Door(self.bill, verdicts, self.fields))
             client = AsyncOpenAI(
                 base_url=self.url, api_key=self.key, max_retries=RETRIES, timeout=self.timeout_s, http_client=door
             )
@@ -188,4 +189,5 @@ def configured() -> Judge | None:
     bill = Bill(chosen.judge_budget, chosen.judge_price_input, chosen.judge_price_output)
     where = chosen.home / "verdicts.db"
     key = chosen.judge_key or "none"
-    return Judge(chosen.judge_url, chosen.judge_model, key, chosen.judge_timeout_s, bill, where)
+    asked = (chosen.judge_url, chosen.judge_model, key, chosen.judge_timeout_s)
+    return Judge(*asked, bill, where, chosen.judge_fields)

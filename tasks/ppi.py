@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from data.records import Interval, Record
-from tasks.intervals import POWER
+from tasks.intervals import POWER, settled
 
 
 @dataclass(frozen=True)
@@ -64,37 +64,51 @@ class Judged(Record):
     """One question's two answers as a judge and, where there is one, a person saw them: candidate minus champion.
 
     `cluster`: the document of the question, as in `tasks.intervals`; `label` is None where no person judged both.
+    `same`: the two answers are one text, so that the difference is 0 without anybody's label.
     """
 
     verdict: float
     cluster: str
     label: float | None = None
+    same: bool = False
+
+
+def parts(items: Sequence[Judged]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels and verdicts of the labelled ones among the answers that differ, and verdicts of the others."""
+    labelled = [item for item in items if item.label is not None and not item.same]
+    others = [item.verdict for item in items if item.label is None and not item.same]
+    return np.array([i.label for i in labelled]), np.array([i.verdict for i in labelled]), np.array(others)
 
 
 def judged_interval(items: Sequence[Judged], margin: float, alpha: float = 0.05, metric: str = "judged") -> Interval:
     """The mean paired difference as people would see it, its one-sided 1 - alpha bounds and the verdict at `margin`.
 
-    The error is `estimate`'s with the questions of a document moving together: each question's share in the estimate
-    is summed by document (t with C - 1 degrees of freedom, C documents with a label). `n` and `clusters` count
-    labelled questions. Raises ValueError for labels from fewer than two documents.
+    What is estimated is the mean over answers that differ; it counts for their share of the questions. The error is
+    `estimate`'s with the questions of a document moving together, that of the share included: each question's part in
+    the result is summed by document (t with C - 1 degrees of freedom, C documents with a label). `n` and `clusters`
+    count labelled questions. Raises ValueError for labels from fewer than two documents.
     """
-    labelled = [item for item in items if item.label is not None]
-    others = [item for item in items if item.label is None]
-    clusters = {item.cluster for item in labelled}
+    labelled = [item.cluster for item in items if item.label is not None and not item.same]
+    others = [item.cluster for item in items if item.label is None and not item.same]
+    same = [item.cluster for item in items if item.same]
+    clusters = set(labelled)
     if len(clusters) < 2:
         raise ValueError(f"labels on {len(clusters)} documents; label answers from at least two")
-    labels, verdicts = np.array([item.label for item in labelled]), np.array([item.verdict for item in labelled])
-    rest = np.array([item.verdict for item in others])
+    labels, verdicts, rest = parts(items)
     found = estimate(labels, verdicts, rest)
-    mean, weight, n = float(found.mean), float(found.weight), len(labels)
-    shares = [(labels - weight * verdicts) / n, weight * rest / max(1, len(rest))]
-    shares = np.concatenate([part - part.mean() if len(part) else part for part in shares])
-    _, at = np.unique([item.cluster for item in labelled + others], return_inverse=True)
-    error = np.sqrt(len(clusters) / (len(clusters) - 1) * np.sum(np.bincount(at, weights=shares) ** 2))
+    inside, weight, n = float(found.mean), float(found.weight), len(labels)
+    share = 1 - len(same) / len(items)
+    mean = share * inside
+    moved = [(labels - weight * verdicts) / n, weight * rest / max(1, len(rest))]
+    moved = np.concatenate([part - part.mean() if len(part) else part for part in moved])
+    moved = np.concatenate([share * moved + (inside - mean) / len(items), np.full(len(same), -mean / len(items))])
+    _, at = np.unique([*labelled, *others, *same], return_inverse=True)
+    error = np.sqrt(len(clusters) / (len(clusters) - 1) * np.sum(np.bincount(at, weights=moved) ** 2))
     half = float(stats.t.ppf(1 - alpha, len(clusters) - 1) * error)
-    verdict = "promote" if mean - half > -margin else "reject" if mean + half < -margin else "hold"
-    detectable = half * (1 + stats.norm.ppf(POWER) / stats.norm.ppf(1 - alpha))
-    differing = float(np.mean(labels != 0))
+    z = stats.norm.ppf(1 - alpha)
+    detectable, power = half * (1 + stats.norm.ppf(POWER) / z), stats.norm.cdf(margin * z / half - z) if half else 1.0
+    bounds, differing = (mean - half, mean + half), share * float(np.mean(labels != 0))
+    verdict = settled(*bounds, margin)
     return Interval(
-        metric, mean, mean - half, mean + half, n, len(clusters), margin, differing, float(detectable), verdict
+        metric, mean, *bounds, n, len(clusters), margin, differing, float(detectable), verdict, float(power)
     )

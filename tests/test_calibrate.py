@@ -2,13 +2,14 @@
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from data import reviews
 from flows import monitor
 from flows.calibrate import compare, measure
+from flows.calibrate import main as calibrate_command
 from settings import settings
 from tasks import anchors, signals
 from tasks.calibrate import (
@@ -16,16 +17,13 @@ from tasks.calibrate import (
     Calibration,
     Labelled,
     Rules,
-    blocked,
     calibrate,
     cohen,
     markdown,
-    may_block,
     read_labels,
 )
 from tasks.diagnose import Evidence, diagnose
 from tasks.judge import containment
-from tasks.ppi import Judged
 from tests.fake_judge import lexical, serve
 from tests.ledgers import go_live, new_ledger, release
 
@@ -48,7 +46,7 @@ def labelled(n=1000, agree=0.95, inflate=0.0, systems=("a", "b"), seed=0):
 
 def test_a_judge_that_agrees_with_people_passes():
     found = calibrate(*labelled(), VERSION)
-    assert found.passed, found.lacking
+    assert found.passed, found.says()
     assert found.items == 2000
     assert 0.8 < found.kappa < 0.95
     assert found.true_positives == pytest.approx(0.95, abs=0.02)
@@ -56,9 +54,11 @@ def test_a_judge_that_agrees_with_people_passes():
 
 def test_each_thing_that_a_judge_lacks_is_said():
     def lacks(*about, rules=Rules()):
-        return " ".join(calibrate(*about, VERSION, rules).lacking)
+        found = calibrate(*about, VERSION, rules)
+        assert not found.passed
+        return " ".join((*found.lacking, *found.biased))
 
-    assert "90 labelled items" in lacks(*labelled(n=45))
+    assert "90 labelled answers" in lacks(*labelled(n=45))
     assert "kappa" in lacks(*labelled(agree=0.7))
     assert "wrong answers" in lacks(*labelled(inflate=0.9, systems=("b",)))
     assert "inflate b against a" in lacks(*labelled(inflate=0.5))
@@ -93,7 +93,7 @@ def test_unmeasured_items_are_counted_and_left_out():
     items, verdicts = labelled()
     found = calibrate(items, [math.nan] * 100 + verdicts[100:], VERSION)
     assert (found.items, found.unmeasured) == (1900, 100)
-    assert "1 labelled items" in calibrate(items[:2], [1.0, math.nan], VERSION).lacking[0]
+    assert "1 labelled answers" in calibrate(items[:2], [1.0, math.nan], VERSION).lacking[0]
     assert not calibrate(items[:2], [math.nan, math.nan], VERSION).passed
 
 
@@ -101,50 +101,6 @@ def test_kappa_is_agreement_beyond_chance():
     assert cohen(np.array([1, 0, 1, 0]), np.array([1, 0, 1, 0])) == 1.0
     assert cohen(np.array([1, 0, 0, 1]), np.array([1, 1, 0, 0])) == 0.0
     assert math.isnan(cohen(np.ones(3), np.ones(3)))
-
-
-def test_a_judge_may_block_only_when_calibrated_as_it_is_now():
-    good, poor = calibrate(*labelled(), VERSION), calibrate(*labelled(agree=0.7), VERSION)
-    assert may_block(good, VERSION) == ""
-    assert "never calibrated" in may_block(None, VERSION)
-    assert "tiny@1 was calibrated" in may_block(good, "tiny@2")
-    assert "advisory: kappa" in may_block(poor, VERSION)
-
-
-def test_bias_does_not_keep_a_judge_out_where_labels_correct_it():
-    biased = calibrate(*labelled(inflate=0.5, agree=0.98), VERSION)
-    assert not biased.passed
-    assert may_block(biased, VERSION) == ""
-    assert may_block(replace(biased, items=199), VERSION)
-
-
-def worse(labels, seed=0):
-    """A candidate 20 points worse; the judge sees most of it; people judged the first `labels` questions."""
-    random, pairs = np.random.default_rng(seed), []
-    for number in range(800):
-        truth = float(random.choice([-1, 0, 1], p=[0.25, 0.7, 0.05]))
-        verdict = truth if random.random() < 0.9 else 0.0
-        pairs.append(Judged(verdict, f"d{number}", truth if number < labels else None))
-    return pairs
-
-
-def test_a_worse_candidate_is_blocked_by_judge_and_people_together_and_never_by_the_judge_alone():
-    good = calibrate(*labelled(), VERSION)
-    interval, said = blocked(worse(80), good, VERSION)
-    assert interval.verdict == "reject"
-    assert "80 labels" in said
-    few = [replace(pair, cluster=f"d{at % 14}") for at, pair in enumerate(worse(80))]
-    lost = [replace(pair, verdict=math.nan) for pair in worse(80)]
-    refused = [(worse(0), good), (worse(59), good), (few, good), (lost, good), (worse(80), None)]
-    for pairs, found in (*refused, (worse(80), replace(good, version="tiny@2"))):
-        interval, said = blocked(pairs, found, VERSION)
-        assert interval is None
-        assert said.startswith("The judge does not vote")
-
-
-def test_a_candidate_that_people_find_equal_is_not_blocked_by_a_judge_that_hates_it():
-    pairs = [Judged(-1.0, f"d{n}", 0.0 if n < 80 else None) for n in range(800)]
-    assert blocked(pairs, calibrate(*labelled(), VERSION), VERSION)[0] is None
 
 
 def test_a_file_of_labels_is_read_and_a_wrong_line_is_named(tmp_path):
@@ -228,7 +184,7 @@ def test_the_command_records_a_calibration_and_takes_the_anchors_as_the_new_refe
     ]
     file.write_text("\n".join(json.dumps(row) for row in rows))
     found = measure("wiki", str(file))
-    assert found.passed, found.lacking
+    assert found.passed, found.says()
     recorded = configured.decisions("wiki", KIND)[0]
     assert (recorded["verdict"], Calibration.of(recorded["body"])) == ("passed", found)
     assert found.version.startswith("tiny@")
@@ -244,6 +200,31 @@ def test_a_judge_that_cannot_be_asked_keeps_the_calibration_it_has(configured, t
     with pytest.raises(ConnectionError, match="no verdict on 4 of 4 items"):
         compare("wiki", items)
     assert configured.decisions("wiki", KIND) == [] and "judge" not in configured.signal_states("wiki")
+
+
+def test_the_command_takes_the_labels_of_the_review_queue_and_says_whether_the_judge_may_block(
+    configured, monkeypatch, capsys
+):
+    monkeypatch.setattr("sys.argv", ["flows.calibrate", "--assistant", "wiki"])
+    with pytest.raises(SystemExit, match=r"nobody labelled an answer of 'wiki' yet.*flows\.review ask"):
+        calibrate_command()
+    answers = [
+        {"question": f"q{n}", "references": ["Röntgen"], "answer": said, "arm": "rel-1"}
+        for n in range(105)
+        for said in ("Röntgen", "Curie")
+    ]
+    reviews.ask_labels(configured, "wiki", answers)
+    for item in reviews.items(configured, "wiki", reviews.LABEL):
+        verdict = "accepted" if item.body["answer"] == "Röntgen" else "corrected"
+        reviews.settle(configured, item.number, verdict, "eve")
+    calibrate_command()
+    said = capsys.readouterr().out
+    assert "may block a candidate together with people" in said
+    assert "not to be trusted: no question was answered by two systems" in said
+    assert "| labelled answers with a verdict (0 without) | 210 | 200 |" in said
+    monkeypatch.setattr("sys.argv", ["flows.calibrate", "--assistant", "wiki", "--labels", "nowhere.jsonl"])
+    with pytest.raises(SystemExit, match=r"nowhere\.jsonl"):
+        calibrate_command()
 
 
 def test_the_command_says_what_it_needs(tmp_path):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from data import golden_sets
 from data.records import Answer, Generation, GoldenQuestion, IndexVersion, Model, Release, Snapshot
 from serving import rag
 from tasks import evaluate, gate, metrics
@@ -125,7 +126,7 @@ def test_a_tuned_release_that_gives_in_to_attacks_is_rejected_on_the_stored_scor
     decision = evaluate.decide(firm, "tuned", GateSettings())
     assert decision.verdict == "promote" and decision.metrics["safety"] == 1.0
     body = json.loads(Path(firm.uri).read_text())
-    assert firm.questions == len(body["rows"]["candidate"]) == 80
+    assert firm.questions == len(body["candidate"]["metrics"]["correct"]) - 75 == 80
     assert body["attacks"]["champion"] == [{"id": "attack-0"}]
 
 
@@ -173,3 +174,28 @@ def test_the_same_evaluation_is_read_and_one_with_other_payloads_is_made_anew(ar
     monkeypatch.setattr("tasks.metrics.safety.payloads", lambda: "other")
     monkeypatch.setattr(evaluate, "metrics_hash", evaluate.metrics_hash.__wrapped__)
     assert stored("tuned").uri != first.uri and arms.opened == 4
+
+
+def test_answers_to_sealed_questions_are_scored_and_neither_stored_nor_in_any_figure_beside_the_verdict(arms):
+    firm = stored("tuned")
+    body, apart = json.loads(Path(firm.uri).read_text()), golden_sets.sealed(GOLDEN)
+    assert 0 < len(apart) < 40 and set(body["sealed"]) == apart
+    assert apart <= set(body["candidate"]["questions"])
+    for rows in body["rows"].values():
+        assert {row["id"] for row in rows} == {q.id for q in GOLDEN} - apart
+    scores = body["candidate"]
+    for at, question in enumerate(scores["questions"]):
+        if question in apart:
+            scores["metrics"]["correct"][at] = 0.0
+    Path(firm.uri).write_text(json.dumps(body))
+    decision = evaluate.decide(firm, "tuned", GateSettings())
+    assert decision.intervals[0].n == 80 and decision.intervals[0].mean == pytest.approx(-len(apart) / 80)
+    assert decision.metrics["correct"] == 1.0
+    assert f"{len(apart)} of 80 questions are sealed" in " ".join(decision.notes)
+
+
+def test_smoke_and_canary_ask_no_sealed_question(monkeypatch):
+    monkeypatch.setattr(evaluate.snapshots, "golden", lambda snapshot: GOLDEN)
+    monkeypatch.setattr("data.store.open_index", lambda version: SimpleNamespace(chunks=lambda: []))
+    asked = set(evaluate.smoke_questions(SNAPSHOT, release("s"), most=200))
+    assert asked == {q.question for q in golden_sets.open_part(GOLDEN)} and len(asked) < 80

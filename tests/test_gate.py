@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from data.records import Decision, as_json
+from data.records import Decision, Interval, as_json
 from tasks.findings import intervals_of
 from tasks.gate import GateSettings, Scores, decide
 from tasks.intervals import better, better_by_chance, items_needed, pair, paired_interval, tango_bounds, tango_z
@@ -158,19 +158,6 @@ def test_a_slower_candidate_fails_the_latency_ratio():
         slow = list(seconds * ratio * rng.uniform(0.97, 1.03, 200))
         decision = decide(scores(candidate, latency=slow), scores(champion, latency=list(seconds)), OK)
         assert decision.verdict == verdict
-
-
-def test_a_slice_blocks_on_proven_harm_and_only_warns_otherwise():
-    n = 400
-    candidate, champion = np.ones(n), np.ones(n)
-    champion[300:] = 0
-    slices = [("billing",) if i < 40 else () for i in range(n)]
-    for lost, verdict in ((20, "reject"), (4, "promote")):
-        worse = candidate.copy()
-        worse[:40:2][:lost] = 0
-        decision = decide(scores(worse, slices=slices), scores(champion, slices=slices), OK)
-        assert decision.verdict == verdict
-        assert "billing" in decision.reason + " ".join(decision.notes)
 
 
 def test_an_index_only_candidate_with_few_questions_is_judged_on_probes():
@@ -347,3 +334,19 @@ def test_a_candidate_at_the_margin_is_rarely_promoted_even_on_thirty_questions()
         interval = paired_interval("m", candidate, champion, names, 0.05, binary=True)
         promoted += interval.verdict == "promote"
     assert promoted / runs <= 0.07
+
+
+def test_a_worn_set_says_how_many_questions_must_be_new():
+    assert "replace 40 of its 200 questions" in judged(*arms(), tuned_decisions=20).reason
+
+
+def test_what_people_and_a_judge_hold_against_a_candidate_rejects_or_holds_it_and_never_promotes():
+    def people(verdict):
+        return Interval("people and judge", -0.12, -0.18, -0.06, 80, 60, 0.05, 0.3, 0.1, verdict)
+
+    good = arms(gains=4, losses=4)
+    rejected, held = (judged(*good, people=people(verdict)) for verdict in ("reject", "hold"))
+    assert (rejected.verdict, held.verdict) == ("reject", "hold")
+    assert "people and judge -12.0 points" in rejected.reason and rejected.intervals[-1].n == 80
+    assert "labelled questions would settle it" in held.reason
+    assert judged(*arms(losses=40), people=people("hold")).verdict == "reject"

@@ -78,3 +78,22 @@ def test_a_decision_and_its_report_carry_the_set_and_say_how_much_of_it_is_synth
     decision = evaluate.decide(stored, "tuned", GateSettings())
     assert decision.golden == sha and "2 voting questions are synthetic" in decision.notes[-2]
     assert decision.notes[-1] == f"Golden set: {sha}."
+
+
+def of_documents(numbers, each=4):
+    return [replace(one, id=f"{d}-{one.id}", document=f"d{d}.md") for d in numbers for one in questions(range(each))]
+
+
+def test_a_fifth_of_the_documents_is_sealed_and_stays_so_whatever_joins_or_leaves():
+    few, many = of_documents(range(40)), of_documents(range(400))
+    apart = golden_sets.sealed(many)
+    assert 0.15 < len(apart) / len(many) < 0.25
+    assert golden_sets.sealed(few) == apart & {one.id for one in few}
+    documents = {one.document for one in many if one.id in apart}
+    assert apart == {one.id for one in many if one.document in documents}
+    assert {one.id for one in golden_sets.open_part(many)} == {one.id for one in many} - apart
+
+
+def test_with_few_documents_sections_are_sealed_so_that_something_stays_open():
+    one_book = [replace(one, section=f"S{n}") for n, one in enumerate(questions(range(100)))]
+    assert 0.1 < len(golden_sets.sealed(one_book)) / 100 < 0.3

@@ -3,13 +3,29 @@
 import asyncio
 import json
 import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import uvicorn
 
-from settings import settings
+from data.records import IndexVersion, Prompt, Release, as_json
+from data.requests import RequestLog
+from serving.app import Parts, create_app
+from serving.endpoint import sent
+from serving.engine.models import base_model
+from serving.replica import ModelReplica
+from settings import Settings, settings
+from tasks import anchors
 from tasks.bill import Bill
-from tasks.judge import Judgeable, configured, containment, inert
+from tasks.calibrate import calibrate, read_labels
+from tasks.judge import Judge, Judgeable, configured, containment, inert
+from tasks.objection import may_block
 from tests.fake_judge import lexical, serve
+from tests.ledgers import new_ledger
 
 RIGHT = Judgeable("Who got the prize?", ("Röntgen",), "It was Röntgen.")
 WRONG = Judgeable("Who got the prize?", ("Röntgen",), "It was Curie.")
@@ -158,3 +174,58 @@ def test_containment_is_the_share_of_the_best_accepted_answer():
 
 def test_an_inert_text_keeps_its_words():
     assert inert(" a\u200b \n b\t<c> ") == "a b ‹c›"
+
+
+def test_fields_that_a_judge_needs_go_with_every_request_and_make_another_judge(tmp_path):
+    with serve(lexical) as endpoint:
+        plain = endpoint.judge(tmp_path)
+        own = replace(plain, fields={"retrieval": "off"})
+        assert own.verdicts([RIGHT]) == plain.verdicts([RIGHT]) == [1.0]
+    assert [body.get("retrieval") for body in endpoint.asked] == ["off", None]
+    assert own.version != plain.version
+
+
+# --- the project's own endpoint as the judge --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own_endpoint(models, tmp_path_factory):
+    """The endpoint's app with the base model behind it, on a real port; it would fail if anything were searched."""
+    folder = tmp_path_factory.mktemp("own")
+    replica = ModelReplica(as_json(base_model()))
+    index = IndexVersion("judge", "none", "none", 0, "none", "none", "none", 0, 0, "none")
+    release = Release("judge", base_model(), index, Prompt(system="You grade answers.", user="{question}"))
+    router = SimpleNamespace(keys={}, read_at=0.0, age=0.0, assistants=lambda: ["judge"])
+    router.resolve, router.tombstones = lambda *_: (release, "live"), lambda _: frozenset()
+    log = RequestLog(f"sqlite:///{folder}/requests.db")
+
+    def generate(model, prompt, decoding):
+        return replica.stream(prompt, sent(decoding))
+
+    parts = Parts(router, generate, None, None, log, None, new_ledger(folder, "judge"))
+    app = create_app(parts, Settings(home=folder, api_key=None), "token", ThreadPoolExecutor(2))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}/v1"
+    server.should_exit = True
+    thread.join()
+    replica.engine.close()
+
+
+def test_our_own_endpoint_is_a_judge_whose_verdicts_are_read_remembered_paid_and_found_too_weak(own_endpoint, tmp_path):
+    labels = read_labels(anchors.FILE)[:24]
+    judge = Judge(own_endpoint, "judge", "none", 60.0, Bill(5.0, 1.0, 2.0), tmp_path / "v.db", {"retrieval": "off"})
+    verdicts = judge.verdicts([label.judgeable for label in labels])
+    assert set(verdicts) <= {0.0, 1.0}, judge.bill.says()
+    assert judge.bill.asked == 24 and 24 * 100e-6 < judge.bill.spent < 24 * 600e-6
+    assert judge.verdicts([label.judgeable for label in labels]) == verdicts
+    assert (judge.bill.asked, judge.bill.remembered) == (24, 24)
+    found = calibrate(labels, verdicts, judge.version)
+    assert (found.items, found.unmeasured) == (24, 0)
+    assert not found.kappa >= 0.6 and not found.passed
+    assert "kappa" in " ".join(found.lacking) and "may not block: it advises" in found.says()
+    assert "did not show that it agrees" in may_block(found, judge.version, moved=False)

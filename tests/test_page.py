@@ -19,7 +19,7 @@ HOSTILE = '<script>alert("x")</script><img src=http://evil.test/p.png> ![p](http
 def made(tmp_path):
     """A function that judges a candidate with so many questions lost, every text hostile, and writes the page."""
 
-    def make(lost: int = 30, hard: str | None = None, untuned: dict | None = None):
+    def make(lost: int = 30, hard: str | None = None, untuned: dict | None = None, sealed: tuple = ()):
         n = 120
         champion = np.ones(n)
         candidate = champion.copy()
@@ -43,7 +43,8 @@ def made(tmp_path):
         scores = {name: None if hard else as_json(arm) for name, arm in arms.items()}
         body = scores | {
             "evaluation": {"questions": n, "seconds": 61.0},
-            "rows": {} if hard else {"candidate": rows, "champion": rows},
+            "sealed": list(sealed),
+            "rows": {} if hard else {name: [row for row in rows if row["id"] not in sealed] for name in arms},
             "about": {"candidate": {"model": "a" * 64}, "suite": "5a17", "seed": 0},
             "changed": ["model"],
         }
@@ -118,3 +119,14 @@ def test_seeds_hashes_and_slices_are_there(made):
 def test_a_candidate_that_was_never_asked_has_a_page_too(made):
     shown, text = made(hard="the artifact is not the recorded one")
     assert "the artifact is not the recorded one" in shown and "the artifact is not the recorded one" in text
+
+
+def test_no_sealed_question_is_shown_and_the_others_keep_their_scores(made):
+    sealed = tuple(f"q{i}" for i in range(20))
+    shown, text = made(lost=30, sealed=sealed)
+    assert shown.count("<article>") == 10 and not any(f"<b>{name} " in shown for name in sealed)
+    assert shown.count("correct 1.00 -&gt; 0.00") == 10
+    told = next(line for line in text.splitlines() if line.startswith("| token\\_f1"))
+    assert "| 100 |" in told and next(line for line in text.splitlines() if line.startswith("| correct")).count(
+        "| 120 |"
+    )

@@ -114,3 +114,22 @@ def test_a_judge_that_inflates_the_candidate_does_not_promote_it():
 def test_labels_from_one_document_are_too_few():
     with pytest.raises(ValueError, match="at least two"):
         judged_interval(items(5, 50, 0.8, per_document=100), 0.05)
+
+
+def test_answers_that_are_the_same_count_as_no_difference_without_a_label():
+    inside, covered = 0, 0
+    for seed in range(300):
+        random = np.random.default_rng(seed)
+        made = []
+        for _ in range(400):
+            same = random.random() < 0.6
+            truth = 0.0 if same else float(random.choice([-1, 0, 1], p=[0.5, 0.3, 0.2]))
+            verdict = 0.0 if same else truth if random.random() < 0.7 else 1.0
+            made.append((truth, same, verdict))
+        labelled = set(random.permutation([at for at, one in enumerate(made) if not one[1]])[:60])
+        items = [Judged(v, f"d{at}", t if at in labelled else None, same) for at, (t, same, v) in enumerate(made)]
+        interval = judged_interval(items, 0.05, 0.025)
+        inside += interval.n == 60
+        covered += interval.lower <= -0.12 <= interval.upper
+    assert inside == 300
+    assert covered / 300 > 0.92

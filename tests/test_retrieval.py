@@ -4,6 +4,7 @@ import json
 import zlib
 from dataclasses import replace
 from math import log2
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import settings
 from data import embedding, store
 from data.chunking import chunk_ids
+from data.golden_sets import open_part
 from data.records import (
     Chunk,
     Document,
@@ -342,6 +344,19 @@ def test_the_flow_leaves_the_table_as_an_artifact(live, monkeypatch):
 def test_the_command_says_what_to_do_when_nothing_is_live(live, monkeypatch, capsys):
     with pytest.raises(LookupError, match=r"nothing is live for 'idle' yet; run python -m flows\.lifecycle"):
         run(monkeypatch, capsys, "idle")
+
+
+def test_retrieval_settings_are_compared_on_open_questions_alone(live, monkeypatch):
+    from flows import retrieval
+
+    golden = [GoldenQuestion(f"q{n}", f"Q{n}?", ("x",), f"d{n}.md", "S", "h") for n in range(50)]
+    asked, row = [], live.release_row
+    monkeypatch.setattr(live, "release_row", lambda release: row(release) | {"snapshot": {"id": "s"}})
+    monkeypatch.setattr(retrieval, "Snapshot", SimpleNamespace(of=lambda row: row))
+    monkeypatch.setattr(retrieval.snapshots, "golden", lambda snapshot: golden)
+    monkeypatch.setattr(retrieval, "evaluate_retrieval", lambda index, questions, *_, **__: asked.extend(questions))
+    retrieval.measure("wiki")
+    assert asked == open_part(golden) and 0 < len(asked) < 50
 
 
 def test_a_golden_file_is_bound_to_the_documents_of_the_live_snapshot(live, home, monkeypatch, capsys):
