@@ -101,16 +101,7 @@ def release(candidate: Release, kind: str, snapshot: Snapshot, gates: GateSettin
     live, seq = live_pointer(name)
     if live and live.id == candidate.id:
         return named(precedents.accepted(book, live))
-    book.add_release(candidate, kind, live.id if live else None, as_json(snapshot))
-    decision = gated(candidate, live, kind, snapshot, gates)
-    if decision.accepted and gates.approval_hours is not None:
-        decision = approval.approved(book, decision, gates.approval_hours)
-        report.gate(decision, precedents.untuned(book, decision))
-    if decision.accepted and live_pointer(name)[1] != seq:
-        reason = f"Another release went live since it was judged against {live.id if live else 'none'}: run it again."
-        decision = replace(decision, verdict="hold", look=0, reason=f"{reason} The gate had said: {decision.reason}")
-        book.decide_gate(name, decision)
-    mirror(candidate.id, return_state=True)
+    decision = judged(candidate, live, seq, kind, snapshot, gates)
     if not decision.accepted:
         return named(decision)
     warm(candidate)
@@ -226,6 +217,24 @@ def approve(outbox: int, brakes: Brakes = Brakes()) -> Decision | None:
         decision = release_candidate(book.release(candidate), made["kind"], snapshot, gates)
         conclude(claim, decision)
     return named(decision)
+
+
+def judged(
+    candidate: Release, live: Release | None, seq: int, kind: str, snapshot: Snapshot, gates: GateSettings
+) -> Decision:
+    """The gate's decision on a new candidate, approved where the settings ask for it, held if the pointer moved."""
+    book, name = ledger(), candidate.assistant
+    book.add_release(candidate, kind, live.id if live else None, as_json(snapshot))
+    decision = gated(candidate, live, kind, snapshot, gates)
+    if decision.accepted and gates.approval_hours is not None:
+        decision = approval.approved(book, decision, gates.approval_hours)
+        report.gate(decision, precedents.untuned(book, decision))
+    if decision.accepted and live_pointer(name)[1] != seq:
+        reason = f"Another release went live since it was judged against {live.id if live else 'none'}: run it again."
+        decision = replace(decision, verdict="hold", look=0, reason=f"{reason} The gate had said: {decision.reason}")
+        book.decide_gate(name, decision)
+    mirror(candidate.id, return_state=True)
+    return decision
 
 
 def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapshot, gates: GateSettings) -> Decision:

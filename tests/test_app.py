@@ -42,7 +42,7 @@ class Router:
     def tombstones(self, assistant):
         return frozenset({"dead"})
 
-    def resolve(self, assistant, user, pinned=None):
+    def resolve(self, assistant, user, pinned=None, asker=""):
         if pinned and pinned != OTHER.id:
             raise KeyError(pinned)
         if assistant == "empty":
