@@ -94,17 +94,9 @@ class Compared(Record):
 
 def compare(book: Ledger, log: RequestLog, split: Split, now: float) -> Compared:
     """What is known by `now` (epoch seconds) about the arms of a test."""
-    plan, rows = Plan.of(split.plan), log.compared(split.assistant, {"a": split.a, "b": split.b}, split.started)
-    owners = {row["id"]: row["owner"] for row in book.rows(sa.select(keys.c.id, keys.c.owner))}
-    owners |= {ADMIN.id: ADMIN.owner}
-    answered = {}
-    for row in rows:
-        owner = owners.get(row["key"])
-        row |= {"owner": owner, "asker": asker(owner or row["key"], row["user"])}
-        if row["status"] == 200:
-            answered[row["response"]] = row
-    known = {response: row for response, row in answered.items() if row["asker"]}
-    judged, live = list(said(book, split, known)), list(live_quality(known.values()))
+    plan, rows = Plan.of(split.plan), asked(book, log, split)
+    counting = answered(rows)
+    judged, live = list(said(book, split, counting)), list(live_quality(counting))
     of_b = [row for row in rows if row["arm"] == "b"]
     return Compared(
         judged=compared(judged, split, plan, now),
@@ -113,7 +105,7 @@ def compare(book: Ledger, log: RequestLog, split: Split, now: float) -> Compared
         planned=plan.users(split.share),
         requests=len(of_b),
         failed=sum(row["status"] == 500 for row in of_b),  # 503 and 504 are about capacity, not about the release
-        nobody=len(answered) - len(known),
+        nobody=sum(row["status"] == 200 and not row["asker"] for row in rows),
     )
 
 
@@ -145,29 +137,50 @@ def units(scores: Iterable[Score], hours: float, now: float) -> dict[str, list[f
 # --- scores -----------------------------------------------------------------------------------
 
 
-def said(book: Ledger, split: Split, answered: dict[str, dict]) -> Iterable[Score]:
+def asked(book: Ledger, log: RequestLog, split: Split) -> list[dict]:
+    """The users' requests on both arms, each with the owner of its key and the one voice that it is of."""
+    owners = {row["id"]: row["owner"] for row in book.rows(sa.select(keys.c.id, keys.c.owner))}
+    owners |= {ADMIN.id: ADMIN.owner}
+    rows = log.compared(split.assistant, {"a": split.a, "b": split.b}, split.started)
+    for row in rows:
+        row["owner"] = owners.get(row["key"])
+        row["asker"] = asker(row["owner"] or row["key"], row["user"])
+    return rows
+
+
+def answered(rows: Iterable[dict]) -> list[dict]:
+    """The requests that count: answered, and somebody's in particular."""
+    return [row for row in rows if row["status"] == 200 and row["asker"]]
+
+
+def said(book: Ledger, split: Split, answers: Iterable[dict]) -> Iterable[Score]:
     """What people made of the answers: reviewers' labels, and the ratings of whoever asked.
 
     A rating by somebody else, of a discarded feedback or of one that was withdrawn, does not count.
     """
-    rows = {row["seq"]: row for row in book.feedback(split.assistant) if row["response"] in answered}
+    about = {row["response"]: row for row in answers}
+    rows = {row["seq"]: row for row in book.feedback(split.assistant) if row["response"] in about}
+
+    def score(row: dict, kind: str, value: float, at: float) -> Score:
+        answer = about[row["response"]]
+        return Score(answer["arm"], answer["asker"], answer["response"], kind, value, at)
+
     for label in labels(book, split.assistant):
         if label.seq in rows:
-            about = answered[rows[label.seq]["response"]]
-            yield Score(about["arm"], about["asker"], about["response"], LABEL, float(not label.wrong), label.at)
+            yield score(rows[label.seq], LABEL, float(not label.wrong), label.at)
     mine = (reviews.c.assistant == split.assistant, reviews.c.kind == feedback.KIND, reviews.c.verdict == "discarded")
     out = {int(row["subject"]) for row in book.rows(sa.select(reviews.c.subject).where(*mine))}
     out |= feedback.withdrawn(book, split.assistant).keys()
     for seq, row in rows.items():
-        about = answered[row["response"]]
-        own = (row["owner"], row["user"]) == (about["owner"], about["user"])
+        answer = about[row["response"]]
+        own = (row["owner"], row["user"]) == (answer["owner"], answer["user"])
         if row["rating"] and own and seq not in out:
-            yield Score(about["arm"], about["asker"], about["response"], RATING, (row["rating"] + 1) / 2, row["at"])
+            yield score(row, RATING, (row["rating"] + 1) / 2, row["at"])
 
 
-def live_quality(answered: Iterable[dict]) -> Iterable[Score]:
+def live_quality(answers: Iterable[dict]) -> Iterable[Score]:
     """Grounding of each answer, 0 where it abstains although a passage is about the question (METHODS, section 3)."""
-    for row in answered:
+    for row in answers:
         relevant = (row["similarity"] or 0.0) >= RELEVANT
         value = row["grounding"] if not row["abstained"] else 0.0 if relevant else None
         if value is not None:
