@@ -189,7 +189,9 @@ def run(book: Ledger, chosen: argparse.Namespace) -> None:
             retrieval = Retrieval.of(as_json(served) | chosen.retrieval)
         plan = Plan(**{field.name: getattr(chosen, field.name) for field in fields(Plan)})
         given = (chosen.assistant, chosen.prompt, retrieval, chosen.release, chosen.share, plan)
-        print(start(*given, return_state=True).message, file=sys.stderr)
+        state = start(*given, return_state=True)
+        state.result()
+        print(f"{state.name}: {state.message}", file=sys.stderr)
     elif chosen.word == "end":
         print(end(book, chosen.assistant, chosen.who, chosen.why).reason)
     elif chosen.word == "diff":

@@ -75,17 +75,17 @@ class Place:
     def running(self):
         return splits.running(self.book)
 
-    def say(self, likes: str, users: int = 60):
+    def say(self, likes: str, users: int = 20):
         """Users rate both arms, and like one of them."""
         (test,) = self.running()
         for n in range(users):
             for arm, served in (("a", test.a), ("b", test.b)):
-                user, at = f"{arm}{n}", test.started - 40 * 3600  # a day ago, so that nobody has to wait
+                user = f"{arm}{n}"
                 row = Logged(f"r-{user}", test.started, "wiki", served, arm, user=user, question="q", answer="w")
                 self.log.write(row)
-                seq = self.book.add_feedback("wiki", served, row.response, 1 if arm == likes else -1, user=user)
-                with self.book.write() as c:
-                    c.exec_driver_sql("UPDATE feedback SET at = ? WHERE seq = ?", (at, seq))
+                self.book.add_feedback("wiki", served, row.response, 1 if arm == likes else -1, user=user)
+        with self.book.write() as c:  # a day ago, so that nobody has to wait
+            c.exec_driver_sql("UPDATE feedback SET at = at - 90000")
         self.log.flush()
 
     def verdicts(self):
@@ -173,7 +173,7 @@ def test_a_better_b_goes_live_through_release_and_the_figures_are_on_record(plac
     assert place.done[-1] == "release reprompt" and place.running() == []
     assert place.book.assistant("wiki")["live_release"] == test.b and place.verdicts() == ["b", "started"]
     body = place.book.decisions("wiki", "split")[0]["body"]
-    assert body["judged"]["ahead"] == "b" and body["scores"] == {"rating": 120}
+    assert body["judged"]["ahead"] == "b" and body["scores"] == {"rating": 40}
     assert body["judged"]["lower"] > 0 and body["judged"]["users"]["a"] > 10 and body["planned"]
 
 
@@ -241,7 +241,7 @@ def test_the_command_hands_over_what_was_asked_for(place, monkeypatch):
 
     def start(*given, return_state):
         asked.append(given)
-        return Completed(message="started")
+        return Completed(message="started", data={})
 
     monkeypatch.setattr(split, "start", start)
     words = ["start", "--assistant", "wiki", "--retrieval", '{"top_k": 4}', "--share", "0.2", "--difference", "0.05"]

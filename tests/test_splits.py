@@ -107,6 +107,13 @@ def test_a_test_ends_by_itself_when_the_live_pointer_moves_away(ledger, kind):
     assert ledger.decisions("wiki", "split")[0]["verdict"] == "overtaken"
 
 
+def test_a_test_whose_arm_a_is_not_live_is_not_routed(ledger):
+    start(ledger)
+    with ledger.write() as c:
+        c.exec_driver_sql("UPDATE assistants SET live_release = ?", (B.id,))
+    assert ledger.live()["wiki"].b is None
+
+
 def test_a_pointer_that_could_not_move_leaves_the_test_alone(ledger):
     start(ledger)
     with pytest.raises(PointerMoved):
