@@ -38,12 +38,11 @@ def measure() -> dict:
     with tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder))
         different = {f"{worse} - {better}": place.pair(verdicts[worse], verdicts[better]) for worse, better in PAIRS}
-        same = [
-            place.run(verdicts[one], verdicts[one], plan_for(0.7, 0.1), seed) for one in EQUAL for seed in range(RUNS)
-        ]
+        plan = plan_for(0.7, 0.1)
+        same = [place.run(verdicts[one], verdicts[one], plan, seed) for one in EQUAL for seed in range(RUNS)]
         place.log.close()
     ends = Counter(verdict for verdict, _ in same)
-    equal = {"no winner": ends["none"] / len(same), "runs": len(same), "users planned": plan_for(0.7, 0.1).users(0.5)}
+    equal = {"no winner": ends["none"] / len(same), "runs": len(same), "users planned": plan.users(0.5)}
     value = {"different": different, "equal": equal}
     return {"value": value, "n": {"runs of each": RUNS, "questions": len(verdicts["fid"])}, "against": None}
 
