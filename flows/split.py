@@ -23,6 +23,7 @@ from data.requests import RequestLog
 from data.splits import Split
 from flows import lifecycle
 from flows.lifecycle import ledger, named
+from flows.retrieval import live_release
 from settings import apply_environment, settings
 from tasks import evaluate, precedents, prompts, remedy, report
 from tasks import split as comparison
@@ -42,9 +43,7 @@ def start(
     live index, like any candidate; if it is accepted and answers, `share` of the users ask it from now on.
     """
     book, planned = ledger(), plan.users(share)
-    live, seq = lifecycle.live_pointer(assistant)
-    if live is None:
-        raise ValueError(f"{assistant!r} has nothing live yet; run its lifecycle first")
+    live, seq = live_release(book, assistant), book.assistant(assistant)["live_seq"]
     if plan.days >= settings().retention_days:
         raise ValueError(f"{plan.days:g} days are longer than requests are kept ({settings().retention_days} days)")
     candidate = challenger(book, live, prompt, retrieval, release)
@@ -150,7 +149,7 @@ def running(book: Ledger, assistant: str) -> Split:
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m flows.split", description="Two releases side by side.")
     words = parser.add_subparsers(dest="word", required=True)
-    begin = words.add_parser("start", help="compare the live release with another one")
+    begin = words.add_parser("start", help="compare the live release with another one", epilog=Plan.__doc__)
     begin.add_argument("--assistant", required=True)
     begin.add_argument("--prompt", help="a JSON or YAML file, the number of a registered version, or a release's id")
     begin.add_argument("--retrieval", type=json.loads, help="settings that are to be otherwise, as a JSON object")
@@ -166,7 +165,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     both = words.add_parser("diff", help="two prompts, line by line")
     both.add_argument("a", help="a release's id, the number of a registered version, or a file")
     both.add_argument("b")
-    both.add_argument("--assistant", help="whose registered versions the numbers are")
+    both.add_argument("--assistant", help="whose versions the numbers are, and whose prompt a file changes")
     return parser.parse_args(given)
 
 
@@ -185,7 +184,7 @@ def run(book: Ledger, chosen: argparse.Namespace) -> None:
     if chosen.word == "start":
         retrieval = None
         if chosen.retrieval is not None:
-            served = lifecycle.live_pointer(chosen.assistant)[0].retrieval
+            served = live_release(book, chosen.assistant).retrieval
             retrieval = Retrieval.of(as_json(served) | chosen.retrieval)
         plan = Plan(**{field.name: getattr(chosen, field.name) for field in fields(Plan)})
         given = (chosen.assistant, chosen.prompt, retrieval, chosen.release, chosen.share, plan)
@@ -195,7 +194,7 @@ def run(book: Ledger, chosen: argparse.Namespace) -> None:
     elif chosen.word == "end":
         print(end(book, chosen.assistant, chosen.who, chosen.why).reason)
     elif chosen.word == "diff":
-        served = Prompt()
+        served = live_release(book, chosen.assistant).prompt if chosen.assistant else Prompt()
         a, b = (prompts.find(book, chosen.assistant, name, served) for name in (chosen.a, chosen.b))
         print(prompts.diff(a, b, (chosen.a, chosen.b)).rstrip() or "the same prompt")
     else:
@@ -203,7 +202,7 @@ def run(book: Ledger, chosen: argparse.Namespace) -> None:
 
 
 def status(book: Ledger, assistant: str | None) -> None:
-    """The running tests with what is known by now, and the last verdict of each assistant."""
+    """The last three tests of each assistant: what came of them, or what is known by now."""
     log = RequestLog(settings().requests)
     names = [assistant] if assistant else [row["name"] for row in book.assistants()]
     for name in names:

@@ -249,6 +249,11 @@ def test_the_command_hands_over_what_was_asked_for(place, monkeypatch):
     assert asked == [("wiki", None, Retrieval(top_k=4), None, 0.2, Plan(difference=0.05))]
 
 
+def test_an_assistant_that_is_not_there_is_named_with_the_known_ones(place):
+    with pytest.raises(KeyError, match="known: wiki"):
+        split.start.fn("wikki", prompt=str(place.prompt))
+
+
 def test_the_ledger_refuses_what_the_flow_would_have_let_through(place):
     accept(place.book, release(model="d"))
     place.book.decide("wiki", "gate", release(model="d").id, "reject", "", {})
