@@ -41,7 +41,9 @@ class Difference(Record):
 
 
 def block(share: float) -> tuple[int, int]:
-    """Users of a and of b in one block where b gets `share` of all."""
+    """Users of a and of b in one block where b gets `share` of all; ValueError unless that is between 0 and 1."""
+    if not 0 < share < 1:
+        raise ValueError(f"the share of b is {share:g}; give a number between 0 and 1, such as 0.5")
     return (max(1, round((1 - share) / share)), 1) if share <= 0.5 else (1, max(1, round(share / (1 - share))))
 
 

@@ -15,6 +15,12 @@ def test_a_block_holds_users_as_the_split_gives_them(share, sizes):
     assert block(share) == sizes
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5])
+def test_a_share_of_nobody_or_of_all_is_refused(share):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        block(share)
+
+
 def test_differences_are_between_means_of_whole_blocks_in_the_order_users_came():
     d = differences([1, 0, 1, 1, 0, 0, 0, 0, 1], [1, 0], 0.2)
     assert d.tolist() == [1 - 0.75, 0 - 0.0]
