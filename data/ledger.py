@@ -10,13 +10,13 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from data.records import Decision, Release, Sources, as_json
-from data.tables import assistants, decisions, feedback, outbox, releases, reviews, signals, tombstones
+from data.tables import assistants, decisions, feedback, outbox, releases, reviews, signals, splits, tombstones
 
 MANUAL = "by hand"
 """Who asked for a remedy, in the body of its outbox row, when it was a person and no signal."""
@@ -34,13 +34,20 @@ class PointerMoved(Exception):
 
 @dataclass(frozen=True)
 class Routing:
-    """Which releases answer for an assistant, as the router reads it."""
+    """Which releases answer for an assistant, as the router reads it.
+
+    While split test number `split` runs, `b_share` of the users ask `b`, and `live` is its arm a; without one `b` is
+    None.
+    """
 
     assistant: str
     live: Release | None
     live_seq: int
     canary: Release | None
     canary_share: float
+    split: int = 0
+    b: Release | None = None
+    b_share: float = 0.0
 
 
 class Ledger:
@@ -90,21 +97,22 @@ class Ledger:
         return found[0]
 
     def live(self) -> dict[str, Routing]:
-        """Assistant name -> what answers for it. One query for the pointers, one for the releases they name."""
+        """Assistant name -> what answers for it: the pointers, the split tests, and the releases they name."""
         pointers = self.assistants()
+        running = {row["assistant"]: row for row in self.rows(sa.select(splits).where(splits.c.ended.is_(None)))}
         named = {p[key] for p in pointers for key in ("live_release", "canary_release") if p[key]}
+        named |= {row["b"] for row in running.values()}
         bodies = self.rows(sa.select(releases.c.id, releases.c.body).where(releases.c.id.in_(named))) if named else []
         known = {row["id"]: Release.of(row["body"]) for row in bodies}
-        return {
-            p["name"]: Routing(
-                p["name"],
-                known.get(p["live_release"]),
-                p["live_seq"],
-                known.get(p["canary_release"]),
-                p["canary_share"],
-            )
-            for p in pointers
-        }
+        found = {}
+        for p in pointers:
+            live, canary = known.get(p["live_release"]), known.get(p["canary_release"])
+            found[p["name"]] = Routing(p["name"], live, p["live_seq"], canary, p["canary_share"])
+            test = running.get(p["name"])
+            if test and test["a"] == p["live_release"]:
+                arms = {"split": test["id"], "b": known[test["b"]], "b_share": test["share"]}
+                found[p["name"]] = replace(found[p["name"]], **arms)
+        return found
 
     def pause(self, name: str, paused: bool) -> None:
         """Stop or resume automatic remedies for one assistant."""
@@ -124,7 +132,7 @@ class Ledger:
         one recorded as a rollback), PointerMoved when `live_seq` is no longer `expected_seq`.
         """
         with self.write() as c:
-            self._require(c, name, release, kind)
+            self.require(c, name, release, kind)
             moved = c.execute(
                 assistants.update()
                 .where(assistants.c.name == name, assistants.c.live_seq == expected_seq)
@@ -139,9 +147,11 @@ class Ledger:
             if not moved.rowcount:
                 raise PointerMoved(f"the live pointer of {name!r} moved past {expected_seq} while this ran")
             append_decision(c, name, kind, release, "live", reason, {"seq": expected_seq + 1})
+            _end_split(c, name, release)
         return expected_seq + 1
 
-    def _require(self, c: sa.Connection, name: str, release: str, kind: str) -> None:
+    def require(self, c: sa.Connection, name: str, release: str, kind: str) -> None:
+        """Raises NotAccepted unless the decisions on record let a release go live as `kind`, in an open transaction."""
         verdicts: dict[str, str] = {}
         query = sa.select(decisions.c.kind, decisions.c.verdict).where(decisions.c.release == release)
         for row in c.execute(query.order_by(decisions.c.seq)):
@@ -154,6 +164,10 @@ class Ledger:
             needed = {"smoke": CONDITIONS["smoke"]}
             if made_as != "rollback" and "promotion" not in verdicts:
                 raise NotAccepted(f"{release} was never live for {name!r}, so it cannot be rolled back to")
+        elif kind == "split":  # its canary comes before everybody asks it; what was live has had its gate
+            needed = {condition: CONDITIONS[condition] for condition in ("gate", "smoke")}
+            if {"promotion", "rollback"} & verdicts.keys():
+                del needed["gate"]
         else:
             needed = CONDITIONS
         for condition, accepted in needed.items():
@@ -385,6 +399,19 @@ def append_decision(
     """Append a decision in an open transaction (see Ledger.write) and return its sequence number."""
     row = {"assistant": name, "kind": kind, "release": release, "verdict": verdict, "reason": reason, "body": body}
     return c.execute(decisions.insert().values(**row, at=time.time())).inserted_primary_key[0]
+
+
+def _end_split(c: sa.Connection, name: str, live: str) -> None:
+    """End the split test of an assistant whose live pointer has moved; one without a verdict says that, on record."""
+    mine = (splits.c.assistant == name, splits.c.ended.is_(None))
+    row = c.execute(sa.select(splits).where(*mine)).mappings().first()
+    if row is None:
+        return
+    c.execute(splits.update().where(*mine).values(ended=time.time()))
+    if not row["verdict"]:
+        reason = f"{live} went live while {row['a']} and {row['b']} were compared"
+        c.execute(splits.update().where(splits.c.id == row["id"]).values(verdict="overtaken", reason=reason))
+        append_decision(c, name, "split", row["b"], "overtaken", reason, {"split": row["id"], "a": row["a"]})
 
 
 def _waiting(c: sa.Connection, name: str, kind: str) -> list[sa.Row]:

@@ -62,13 +62,13 @@ TOTALLED = ("key", "user", "tenant", "assistant", "release")
 class Logged:
     """One request as it is logged, filled while it is answered. Times in seconds; None: not reached.
 
-    `arm`: live | canary | pinned. `source`: user | direct | smoke | canary | probe, where direct is a user's who had
-    nothing searched, or only where nothing was found: no measure of the release. `cited` and `chunks` are chunk ids,
-    `scores` their fused scores, `similarity` the best cosine, `embedding` the question's vector as little-endian
-    float16. `queue_s` is from arrival to the start of retrieval, `engine_s` from submission to the engine's last token,
-    `first_token_s` and `total_s` from arrival. `status` is the HTTP status, 499 when the client went away. `key` is the
-    id of the key it came with, '' without one, `tenant` the key's; `cost` is by the settings' prices; `flags` are what
-    serving/screens found.
+    `arm`: live | canary | pinned, and in a split test a (the live release) | b. `source`: user | direct | smoke |
+    canary | probe, where direct is a user's who had nothing searched, or only where nothing was found: no measure of
+    the release. `cited` and `chunks` are chunk ids, `scores` their fused scores, `similarity` the best cosine,
+    `embedding` the question's vector as little-endian float16. `queue_s` is from arrival to the start of retrieval,
+    `engine_s` from submission to the engine's last token, `first_token_s` and `total_s` from arrival. `status` is the
+    HTTP status, 499 when the client went away. `key` is the id of the key it came with, '' without one, `tenant` the
+    key's; `cost` is by the settings' prices; `flags` are what serving/screens found.
     """
 
     response: str
@@ -107,6 +107,11 @@ class Logged:
         if None in (self.first_token_s, self.total_s) or self.completion_tokens < 2:
             return None
         return (self.total_s - self.first_token_s) / (self.completion_tokens - 1)
+
+
+def asker(owner: str | None, user: str | None) -> str:
+    """Whose a request is, as one voice: the owner of its key and, within it, the user; '' where neither is known."""
+    return f"{owner or ''}/{user or ''}" if owner or user else ""
 
 
 class RequestLog:
@@ -236,6 +241,14 @@ class RequestLog:
     def _rows(self, query) -> list[dict]:
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
+
+    def compared(self, assistant: str, arms: dict[str, str], since: float) -> list[dict]:
+        """Users' requests on the arms (arm -> release) of a split test since it started, oldest first; no texts."""
+        c = requests.c
+        columns = (c.response, c.at, c.arm, c.user, c.key, c.status, c.abstained, c.similarity, c.grounding)
+        chosen = sa.select(*columns).where(c.assistant == assistant, c.at >= since, c.source == "user")
+        on = sa.or_(*(sa.and_(c.arm == arm, c.release == release) for arm, release in arms.items()))
+        return self._rows(chosen.where(on).order_by(c.id))
 
     # --- forgetting ---------------------------------------------------------------------------
 

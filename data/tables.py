@@ -133,6 +133,20 @@ trainings = sa.Table(
     sa.Column("feedback", sa.JSON),
     sa.Column("at", sa.Float),
 )
+splits = sa.Table(
+    "splits",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("assistant", sa.String, index=True),
+    sa.Column("a", sa.String),
+    sa.Column("b", sa.String),
+    sa.Column("share", sa.Float),
+    sa.Column("plan", sa.JSON),
+    sa.Column("started", sa.Float),
+    sa.Column("ended", sa.Float),
+    sa.Column("verdict", sa.String),
+    sa.Column("reason", sa.Text),
+)
 tombstones = sa.Table(
     "tombstones",
     metadata,

@@ -101,17 +101,7 @@ def release(candidate: Release, kind: str, snapshot: Snapshot, gates: GateSettin
     live, seq = live_pointer(name)
     if live and live.id == candidate.id:
         return named(precedents.accepted(book, live))
-    book.add_release(candidate, kind, live.id if live else None, as_json(snapshot))
-    decision = gated(candidate, live, kind, snapshot, gates)
-    if decision.accepted and gates.approval_hours is not None:
-        decision = approval.approved(book, decision, gates.approval_hours)
-        report.gate(decision, precedents.untuned(book, decision))
-    if decision.accepted and live_pointer(name)[1] != seq:
-        reason = f"Another release went live since it was judged against {live.id if live else 'none'}: run it again."
-        decision = replace(decision, verdict="hold", look=0, reason=f"{reason} The gate had said: {decision.reason}")
-        book.decide_gate(name, decision)
-    mirror(candidate.id, return_state=True)
-    about = {"release": candidate.id, "kind": kind}
+    decision, about = judged(candidate, live, seq, kind, snapshot, gates), {"release": candidate.id, "kind": kind}
     if not decision.accepted:
         events.emit(events.REFUSED[decision.verdict], name, **about, reason=decision.reason)
         return named(decision)
@@ -128,6 +118,24 @@ def release(candidate: Release, kind: str, snapshot: Snapshot, gates: GateSettin
     mirror(candidate.id, return_state=True)
     events.emit("perennial.release.promoted", name, **about, reason=decision.reason)
     return named(decision)
+
+
+def judged(
+    candidate: Release, live: Release | None, seq: int, kind: str, snapshot: Snapshot, gates: GateSettings
+) -> Decision:
+    """The gate's decision on a new candidate, approved where the settings ask for it, held if the pointer moved."""
+    book, name = ledger(), candidate.assistant
+    book.add_release(candidate, kind, live.id if live else None, as_json(snapshot))
+    decision = gated(candidate, live, kind, snapshot, gates)
+    if decision.accepted and gates.approval_hours is not None:
+        decision = approval.approved(book, decision, gates.approval_hours)
+        report.gate(decision, precedents.untuned(book, decision))
+    if decision.accepted and live_pointer(name)[1] != seq:
+        reason = f"Another release went live since it was judged against {live.id if live else 'none'}: run it again."
+        decision = replace(decision, verdict="hold", look=0, reason=f"{reason} The gate had said: {decision.reason}")
+        book.decide_gate(name, decision)
+    mirror(candidate.id, return_state=True)
+    return decision
 
 
 def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapshot, gates: GateSettings) -> Decision:

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from data.ledger import Ledger
 from data.records import Chunk, Filter, Release
 from data.redaction import redact
-from data.requests import Logged, RequestLog
+from data.requests import Logged, RequestLog, asker
 from serving import ask, guard, rag, remedies, review
 from serving import exchange as ex
 from serving.door import Door
@@ -128,10 +128,10 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
         asked = guard.read_chat(await read_body(request))
         pinned, source = internal(request, token)
         response = f"chatcmpl-{uuid.uuid4().hex}"
-        release, arm = await route(router, asked, response, pinned)
+        key: Key = request.state.key
+        release, arm = await route(router, asked, response, pinned, key)
         guard.check(asked, release.guard)
         decoding = guard.decoding(asked, release)
-        key: Key = request.state.key
         expected = rag.expected_tokens(release, asked.question, asked.history, asked.searches)
         most = (expected, decoding.max_new_tokens)
         leave = admission.enter()
@@ -170,7 +170,7 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
 
     @app.get("/v1/sections/{chunk}")
     async def section(request: Request, chunk: str, model: str, user: str = "") -> dict:
-        release, _ = resolve(router, model, user)
+        release, _ = resolve(router, model, user, request.state.key)
         asked = (release, chunk, router.tombstones(release.assistant), request.state.key.sees)
         leave = admission.enter()
         try:
@@ -224,11 +224,11 @@ def internal(request: Request, token: str) -> tuple[str | None, str]:
     return pinned, source if trusted and source in SOURCES else "user"
 
 
-async def route(router: Router, asked: Chat, response: str, pinned: str | None) -> tuple[Release, str]:
+async def route(router: Router, asked: Chat, response: str, pinned: str | None, key: Key) -> tuple[Release, str]:
     """The release for this request and its arm; Refused 404 or 503 when there is none."""
     name, sticky = asked.request.model, asked.request.user or response
     if not pinned:
-        return resolve(router, name, sticky)
+        return resolve(router, name, asked.request.user, key, response)
     try:
         return await asyncio.to_thread(router.resolve, name, sticky, pinned)
     except KeyError:
@@ -239,10 +239,10 @@ async def route(router: Router, asked: Chat, response: str, pinned: str | None) 
         raise Refused(503, "The ledger can not be read now", "server_error", code="ledger_unavailable") from error
 
 
-def resolve(router: Router, name: str, sticky: str) -> tuple[Release, str]:
-    """The release that answers `sticky` and its arm; Refused 404 or 503 when there is none."""
+def resolve(router: Router, name: str, user: str | None, key: Key, response: str = "") -> tuple[Release, str]:
+    """The release that answers a key's user and its arm; Refused 404 or 503 when there is none."""
     try:
-        return router.resolve(name, sticky)
+        return router.resolve(name, user or response, asker=asker(key.owner or key.id, user))
     except NoRelease as error:
         raise Refused(503, f"Not ready: {error}", "server_error", code="no_live_release", retry_after=5) from None
     except KeyError as error:

@@ -105,6 +105,8 @@ class Router:
         known = self.routings.get(routing.assistant)
         if routing.canary and not self._ready(routing.canary):
             routing = replace(routing, canary=None, canary_share=0.0)
+        if routing.b and not self._ready(routing.b):
+            routing = replace(routing, b=None, b_share=0.0)
         if routing.live and not self._ready(routing.live):
             # The sequence number stays the old one too, so the next poll tries again.
             return known if known and known.live else replace(routing, live=None)
@@ -144,13 +146,14 @@ class Router:
     def tombstones(self, assistant: str) -> frozenset[str]:
         return self.buried.get(assistant, frozenset())
 
-    def resolve(self, assistant: str, user: str, pinned: str | None = None) -> tuple[Release, str]:
-        """The release that answers this request, and its arm: 'live', 'canary' or 'pinned'.
+    def resolve(self, assistant: str, user: str, pinned: str | None = None, asker: str = "") -> tuple[Release, str]:
+        """The release that answers this request, and its arm: 'live', 'canary' or 'pinned', in a split test 'a' or 'b'.
 
-        `user` is whoever should stay on one arm: a user, else the request's own id. `pinned` names a release to serve
-        even if it is not live (it is read from the ledger: call it off the event loop). Raises KeyError for an unknown
-        assistant or release, NoRelease when there is nothing to answer with, ValueError when the pinned release
-        belongs to another assistant.
+        `user` is whoever should stay on one arm: a user, else the request's own id; `asker` the one voice that a split
+        test counts (see requests.asker), '' for nobody in particular. A canary goes before a split test. `pinned`
+        names a release to serve even if it is not live (it is read from the ledger: call it off the event loop).
+        Raises KeyError for an unknown assistant or release, NoRelease when there is nothing to answer with, ValueError
+        when the pinned release belongs to another assistant.
         """
         if pinned:
             release = self._release(pinned)
@@ -166,12 +169,15 @@ class Router:
             return routing.canary, "canary"
         if routing.live is None:
             raise NoRelease(f"the assistant {assistant!r} has no live release yet")
-        return routing.live, "live"
+        if routing.b is None:
+            return routing.live, "live"
+        chosen = share(f"split {routing.split}", asker or user) < routing.b_share
+        return (routing.b, "b") if chosen else (routing.live, "a")
 
 
-def share(canary: str, user: str) -> float:
-    """Where `user` falls in [0, 1) for this canary: the same each time, and anew for the next canary."""
-    return int.from_bytes(hashlib.sha256(f"{canary}:{user}".encode()).digest()[:7], "big") / 256**7
+def share(of: str, user: str) -> float:
+    """Where `user` falls in [0, 1) for this canary or split test: the same each time, and anew for the next one."""
+    return int.from_bytes(hashlib.sha256(f"{of}:{user}".encode()).digest()[:7], "big") / 256**7
 
 
 def internal_token() -> str:

@@ -54,8 +54,8 @@ def reachable(address: str) -> bool:
 
 
 def live_models(ledger: Ledger) -> dict[str, Model]:
-    """Application name -> artifact, for every live release and every canary on record."""
-    releases = [r for routing in ledger.live().values() for r in (routing.live, routing.canary) if r]
+    """Application name -> artifact, for every release that answers users, canaries and split tests included."""
+    releases = [r for routing in ledger.live().values() for r in (routing.live, routing.canary, routing.b) if r]
     return {replica.app_name(release.model.sha256): release.model for release in releases}
 
 

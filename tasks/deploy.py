@@ -83,7 +83,7 @@ def warm(release: Release) -> None:
     replica.deploy(release.model)
     keep = {release.model.sha256[:12]}
     for name, routing in ledger.live().items():
-        keep |= {r.model.sha256[:12] for r in (routing.live, routing.canary) if r}
+        keep |= {r.model.sha256[:12] for r in (routing.live, routing.canary, routing.b) if r}
         if name == release.assistant:
             previous = [ledger.release(accepted) for accepted in ledger.accepted_releases(name)[:8]]
             others = [p.model.sha256[:12] for p in previous if p.model.sha256[:12] not in keep]

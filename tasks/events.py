@@ -10,7 +10,7 @@ template of an automation never meets a missing one:
 | `release` | id of the release that it is about |
 | `outbox` | number of the ledger's row that a remedy runs by; None for what does not run |
 | `kind` | the remedy, or how the release was made: bootstrap, tuned, reindex, rollback, ... |
-| `row` | row of the diagnosis table |
+| `row` | row of the diagnosis table, or a split test's verdict |
 | `reason` | one sentence |
 | `evidence` | the signals in alarm by name, and the figures that decided; never what users asked |
 | `links` | caption -> address: the endpoint's console, the flow run |
@@ -35,6 +35,8 @@ EVENTS = {
     "perennial.release.canary": "an accepted candidate goes into its smoke query and its canary",
     "perennial.release.promoted": "a release went live",
     "perennial.release.rolledback": "a release was taken back: in its canary, or from being live",
+    "perennial.split.started": "a split test began; `release` is its arm b",
+    "perennial.split.decided": "a split test came to a verdict, which is its `row`",
 }
 """Event -> when it is sent."""
 REFUSED = {"reject": "perennial.release.rejected", "hold": "perennial.release.held"}

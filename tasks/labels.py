@@ -18,8 +18,8 @@ from tasks import votes
 class Label(Record):
     """A reviewed piece of feedback. `right` is the answer that should have been given, '' where nobody wrote one.
 
-    `review` counts reviews in the order in which they were settled, 0 for a label that was asked for; `release` is what
-    gave the answer.
+    `review` counts reviews in the order in which they were settled, 0 for a label that was asked for; `at` in epoch
+    seconds; `release` is what gave the answer.
     """
 
     seq: int
@@ -28,6 +28,7 @@ class Label(Record):
     wrong: bool
     right: str
     release: str | None = None
+    at: float = 0.0
 
 
 def labels(book: Ledger, assistant: str) -> list[Label]:
@@ -42,7 +43,8 @@ def labels(book: Ledger, assistant: str) -> list[Label]:
             continue
         wrong = review["verdict"] == "corrected" or bool(row["edit"]) or row["rating"] == -1
         right = review["answer"] or row["edit"] or ("" if wrong else row["answer"])
-        found.append(Label(row["seq"], number, row["question"], wrong, right or "", row["release"]))
+        about = (wrong, right or "", row["release"], review["settled_at"])
+        found.append(Label(row["seq"], number, row["question"], *about))
     return found
 
 

@@ -223,3 +223,21 @@ def prompt_version(assistant: str, prompt: Prompt) -> None:
                 return
     tags = {"sha256": sha, "passage": prompt.passage, "abstain": prompt.abstain, "chat": prompt.chat}
     mlflow.genai.register_prompt(name=name, template=template, commit_message=digest(sha)[:8], tags=tags)
+
+
+def prompt(assistant: str, version: int) -> Prompt:
+    """A registered version of an assistant's prompt. Raises KeyError when there is no such version."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(settings().mlflow)
+    name = f"{assistant}-prompt"
+    try:
+        found = mlflow.genai.load_prompt(name, version=version, link_to_model=False)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise KeyError(f"{name} has no version {version} in the prompt registry at {settings().mlflow}") from None
+    texts = {message["role"]: message["content"] for message in found.template}
+    kept = {tag: found.tags[tag] for tag in ("passage", "abstain", "chat")}
+    return Prompt(system=texts["system"], user=texts["user"], **kept)

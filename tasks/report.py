@@ -78,6 +78,14 @@ def bases(assistant: str, of: Sequence[Base], candidates: Sequence[Release], dec
     create_table_artifact(key="base-models", table=rows, description=f"base models for {assistant}")
 
 
+def split(assistant: str, sentence: str, details: str) -> None:
+    """What a split test has come to, in a sentence and in Markdown; outside a flow run the sentence alone."""
+    print(f"split {assistant}: {sentence}")
+    if flow_run.get_id() is not None:
+        text = f"## {assistant}\n\n{sentence}\n\n{details}\n"
+        create_markdown_artifact(key="split", markdown=text, description=sentence[:250])
+
+
 def alert(
     assistant: str,
     sentence: str,

@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from datetime import datetime
 
-from data import formats
+from data import formats, splits
 from data.ledger import Ledger
 from data.quarantine import counted
 from data.records import Interval, Release, Snapshot, Sources, as_json, digest
@@ -65,16 +65,16 @@ def watch(
     before = acted_on(book, assistant, book.signal_states(assistant))
     cursor = {"request": 0, "rating": 0, "label": 0, "buried": ""} | before.get("cursor", {})
     logged, now = log.window(assistant, cursor["request"], MOST_ROWS), time.time()
-    asked = with_passages(live, with_user_before([r for r in logged if r["source"] == "user"]))
+    asked = with_passages(live, with_user_before([r for r in logged if r["source"] == "user" and r["arm"] != "b"]))
     answered = [r for r in asked if r["status"] == 200]
-    heard = book.feedback(assistant)
-    ratings = counted(book, assistant, heard)
+    heard, apart = book.feedback(assistant), splits.tried(book, assistant) - {live.id}
+    ratings = [row for row in counted(book, assistant, heard) if row["release"] not in apart]
     said = [r for r in ratings if r["seq"] > cursor["rating"]]
     judged = labels(book, assistant)
     tombstones = book.tombstones(assistant)
     buried = digest(*sorted(tombstones))
 
-    reviewed = [vars(label) for label in judged if label.review > cursor["label"]]
+    reviewed = [vars(label) for label in judged if label.review > cursor["label"] and label.release not in apart]
     states, fresh = {}, {}
     for source, rows in (("requests", asked), ("feedback", said), ("labels", reviewed)):
         at = next((n for n, one in enumerate(rows) if one["release"] == live.id), len(rows))

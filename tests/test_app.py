@@ -34,7 +34,7 @@ class Router:
     read_at, age = 0.0, 0.0
 
     def __init__(self):
-        self.keys = {}
+        self.keys, self.askers = {}, []
 
     def assistants(self):
         return ["helpdesk"]
@@ -42,7 +42,8 @@ class Router:
     def tombstones(self, assistant):
         return frozenset({"dead"})
 
-    def resolve(self, assistant, user, pinned=None):
+    def resolve(self, assistant, user, pinned=None, asker=""):
+        self.askers.append(asker)
         if pinned and pinned != OTHER.id:
             raise KeyError(pinned)
         if assistant == "empty":
@@ -318,6 +319,21 @@ def test_more_requests_than_allowed_get_429_and_a_time_to_come_back(tmp_path):
     assert all(reply.headers["retry-after"] == "1" for reply in replies if reply.status_code == 429)
     stack.model.slow = False
     assert stack.chat().status_code == 200, "places are given back"
+
+
+def test_the_router_is_told_whose_a_request_is_by_key_and_user(tmp_path):
+    stack = Stack(tmp_path, api_key="a")
+    stack.router.keys = {digest("ann's"): Key("key-1", "ann"), digest("theirs"): Key("key-2", None)}
+
+    async def crowd():
+        async with stack.client() as client:
+            for secret, user in (("ann's", "1"), ("ann's", None), ("theirs", "1"), ("theirs", None)):
+                body = {"model": "helpdesk", "messages": [{"role": "user", "content": "q"}], "user": user}
+                sent = {"authorization": f"Bearer {secret}"}
+                assert (await client.post("/v1/chat/completions", json=body, headers=sent)).status_code == 200
+
+    asyncio.run(crowd())
+    assert stack.router.askers == ["ann/1", "ann/", "key-2/1", "key-2/"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -16,6 +16,9 @@ class Routing:
     live_seq: int
     canary: Release | None = None
     canary_share: float = 0.0
+    split: int = 0
+    b: Release | None = None
+    b_share: float = 0.0
 
 
 def release(name: str, assistant: str = "helpdesk") -> Release:
@@ -96,6 +99,42 @@ def test_a_user_stays_on_one_arm_and_the_canary_gets_its_share():
     arms = {f"user {n}": router.resolve("helpdesk", f"user {n}")[1] for n in range(2000)}
     assert all(router.resolve("helpdesk", user)[1] == arm for user, arm in arms.items())
     assert 0.16 < sum(arm == "canary" for arm in arms.values()) / 2000 < 0.24
+
+
+def test_in_a_split_test_a_user_stays_on_one_arm_and_each_arm_gets_its_share():
+    router = Router(Ledger(Routing("helpdesk", ONE, 1, split=7, b=TWO, b_share=0.3)))
+    router.poll()
+    arms = {f"/user {n}": router.resolve("helpdesk", "request", asker=f"/user {n}") for n in range(2000)}
+    again = {user: router.resolve("helpdesk", "another request", asker=user) for user in arms}
+    assert again == arms and set(arms.values()) == {(ONE, "a"), (TWO, "b")}
+    assert 0.26 < sum(arm == "b" for _, arm in arms.values()) / 2000 < 0.34
+
+
+def test_the_next_split_test_spreads_users_anew():
+    first, second = ({n for n in range(1000) if share(f"split {test}", f"user {n}") < 0.5} for test in (1, 2))
+    assert 180 < len(first & second) < 320
+
+
+def test_requests_of_nobody_in_particular_are_spread_one_by_one():
+    router = Router(Ledger(Routing("helpdesk", ONE, 1, split=7, b=TWO, b_share=0.5)))
+    router.poll()
+    assert {router.resolve("helpdesk", f"request {n}")[1] for n in range(30)} == {"a", "b"}
+
+
+def test_a_canary_goes_before_a_split_test():
+    router = Router(Ledger(Routing("helpdesk", ONE, 1, THREE, 1.0, split=7, b=TWO, b_share=0.5)))
+    router.poll()
+    assert router.resolve("helpdesk", "ann") == (THREE, "canary")
+
+
+def test_an_arm_that_can_not_be_warmed_gets_no_users_and_nobody_counts_meanwhile():
+    def warm(release):
+        if release == TWO:
+            raise RuntimeError("manifest truncated")
+
+    router = Router(Ledger(Routing("helpdesk", ONE, 1, split=7, b=TWO, b_share=0.9)), warm)
+    router.poll()
+    assert {router.resolve("helpdesk", f"user {n}") for n in range(30)} == {(ONE, "live")}
 
 
 def test_the_next_canary_falls_on_other_users():

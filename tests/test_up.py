@@ -16,6 +16,7 @@ NAMES = ["model-" + "a" * 12, "model-" + "c" * 12]
 class Routing:
     live: Release | None
     canary: Release | None = None
+    b: Release | None = None
 
 
 class Ledger:
@@ -38,6 +39,11 @@ def test_every_live_and_canary_artifact_is_started_once(asked):
     watch = up.Watch(Ledger())
     assert watch.deploy_missing({}, 100.0) == NAMES and asked == NAMES
     assert watch.deploy_missing({NAMES[0]: "RUNNING", NAMES[1]: "DEPLOYING"}, 101.0) == [NAMES[1]] and asked == NAMES
+
+
+def test_the_artifact_of_a_split_tests_second_arm_is_kept_up(asked, monkeypatch):
+    monkeypatch.setattr(Ledger, "live", lambda _: {"helpdesk": Routing(LIVE, b=CANARY)})
+    assert up.Watch(Ledger()).deploy_missing({}, 100.0) == NAMES
 
 
 def test_a_failed_artifact_is_tried_again_but_not_at_every_look(asked):

@@ -1,0 +1,90 @@
+"""Bets on the difference of two arms: right about winners, and about there being none, however often one looks."""
+
+import numpy as np
+import pytest
+
+from tasks.betting import LAMBDAS, block, capital, compare, differences, planned
+
+
+def drawn(seed: int, p: float, n: int) -> np.ndarray:
+    return (np.random.default_rng(seed).random(n) < p).astype(float)
+
+
+@pytest.mark.parametrize("share, sizes", [(0.5, (1, 1)), (0.2, (4, 1)), (0.1, (9, 1)), (0.75, (1, 3))])
+def test_a_block_holds_users_as_the_split_gives_them(share, sizes):
+    assert block(share) == sizes
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5])
+def test_a_share_of_nobody_or_of_all_is_refused(share):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        block(share)
+
+
+def test_differences_are_between_means_of_whole_blocks_in_the_order_users_came():
+    d = differences([1, 0, 1, 1, 0, 0, 0, 0, 1], [1, 0], 0.2)
+    assert d.tolist() == [1 - 0.75, 0 - 0.0]
+    assert len(differences([1, 1, 1], [0], 0.2)) == 0
+
+
+def test_a_score_beyond_0_to_1_is_refused():
+    for wrong in (1.5, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            differences([wrong], [0.5], 0.5)
+
+
+def test_the_capital_is_the_mean_of_products_over_the_bets():
+    d = np.array([1.0, -0.5, 0.25])
+    by_hand = np.mean([(1 + bet) * (1 - bet / 2) * (1 + bet / 4) for bet in LAMBDAS])
+    assert np.exp(capital(d)[-1]) == pytest.approx(by_hand)
+
+
+def test_looked_at_after_every_user_equal_arms_have_a_winner_in_at_most_one_of_twenty():
+    ahead = [compare(drawn(2 * n, 0.7, 800), drawn(2 * n + 1, 0.7, 800)).ahead for n in range(200)]
+    assert sum(arm != "" for arm in ahead) <= 10
+
+
+def test_a_better_arm_wins_within_the_planned_users_and_the_worse_one_does_not():
+    blocks = planned(0.7, 0.15)
+    ahead = [compare(drawn(2 * n, 0.7, blocks), drawn(2 * n + 1, 0.85, blocks)).ahead for n in range(200)]
+    assert ahead.count("b") >= 160 and ahead.count("a") == 0
+
+
+def test_the_arms_exchanged_say_the_opposite():
+    one, other = drawn(1, 0.6, 400), drawn(2, 0.85, 400)
+    forth, back = compare(one, other), compare(other, one)
+    assert (forth.ahead, back.ahead) == ("b", "a") and forth.estimate == -back.estimate
+    assert (forth.lower, forth.upper) == pytest.approx((-back.upper, -back.lower))
+
+
+def test_bounds_and_verdict_agree_because_nothing_is_added_once_it_is_proven():
+    a, b = drawn(1, 0.6, 1000), drawn(2, 0.8, 1000)
+    found = compare(a, b)
+    assert found.ahead == "b" and 0 < found.lower < found.estimate < found.upper < 1
+    assert found.users == {"a": found.blocks, "b": found.blocks} and found.blocks < 1000
+    assert compare(a[: found.blocks], b[: found.blocks]) == found
+    assert compare(a[: found.blocks - 1], b[: found.blocks - 1]).ahead == ""
+
+
+def test_bounds_cover_the_true_difference_at_every_look():
+    missed = 0
+    for n in range(60):
+        a, b = drawn(2 * n, 0.7, 300), drawn(2 * n + 1, 0.8, 300)
+        looks = [compare(a[:k], b[:k]) for k in range(50, 301, 50)]
+        missed += any(not look.lower <= 0.1 <= look.upper for look in looks)
+    assert missed <= 3
+
+
+def test_nobody_yet_means_nothing_is_known():
+    found = compare([], [])
+    assert (found.estimate, found.lower, found.upper, found.ahead, found.blocks) == (0.0, -1.0, 1.0, "", 0)
+
+
+def test_a_smaller_difference_takes_more_users_and_one_beyond_certainty_is_refused():
+    assert planned(0.8, 0.05) > planned(0.8, 0.1) > planned(0.8, 0.2)
+    assert planned(0.8, 0.1, power=0.9) > planned(0.8, 0.1) and planned(0.8, 0.1, alpha=0.01) > planned(0.8, 0.1)
+    for p0, difference in ((0.95, 0.1), (0.8, 0.0), (-0.1, 0.2)):
+        with pytest.raises(ValueError, match="within 0 to 1"):
+            planned(p0, difference)
+    with pytest.raises(ValueError, match="too small"):
+        planned(0.5, 0.001)
