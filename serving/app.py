@@ -32,6 +32,7 @@ from serving.limits import Budgets
 from serving.metering import Admission, Meters, cost
 from serving.refused import Refused
 from serving.router import UNREADABLE, UNUSABLE, NoRelease, Router
+from serving.traces import Traces
 from serving.wire import events, exhaust, read_body, refusal, while_connected
 from settings import Settings
 
@@ -55,6 +56,7 @@ class Parts:
     requests: RequestLog
     add_feedback: Callable[..., object]
     ledger: Ledger
+    traces: Traces = Traces(0.0)
 
 
 class FeedbackRequest(BaseModel):
@@ -107,6 +109,7 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
     @app.get("/metrics")
     async def metrics() -> Response:
         meters.lost.set(requests.lost)
+        meters.traces_lost.set(parts.traces.lost)
         meters.routing_age.set(router.age)
         body, kind = meters.render()
         return Response(body, headers={"content-type": kind})
@@ -146,6 +149,7 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
             leave()
             requests.write(row)
             meters.count(row)
+            parts.traces.write(exchange, request.headers)
 
         question = redact(asked.question).text if release.guard.redact_log else asked.question
         row = Logged(response, time.time(), release.assistant, release.id, arm, source, asked.request.user, question)

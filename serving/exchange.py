@@ -32,7 +32,8 @@ Called in a thread."""
 class Exchange:
     """One admitted request. Iterate `deltas` to its end, then `answer` is there; `settle` runs whatever happens.
 
-    `allowed`: which chunks may be retrieved for it.
+    `allowed`: which chunks may be retrieved for it. `hits`: what was; `submitted_s`: seconds from arrival until the
+    prompt was handed to the engine, None where it never was.
     """
 
     chat: Chat
@@ -44,6 +45,8 @@ class Exchange:
     timeout_s: float
     settle: Callable[[Logged], None]
     answer: Answer | None = None
+    hits: tuple[Hit, ...] = ()
+    submitted_s: float | None = None
 
     async def deltas(
         self, generate: Generate, find: Find, tombstones: frozenset[str], threads: Executor
@@ -93,6 +96,7 @@ class Exchange:
                 message = "The documents of this release can not be searched now"
                 raise Refused(503, message, "server_error", code="index_unavailable", retry_after=5) from error
             row.retrieval_s = time.perf_counter() - self.arrived - row.queue_s
+            self.hits = hits
             _log_hits(row, hits, vector)
         if not hits and self.chat.picks and row.source == "user":
             row.source = "direct"  # what was found says something about the client's choice, nothing about the release
@@ -104,6 +108,7 @@ class Exchange:
 
         full = rag.build_prompt(prompt, question, [hit.chunk for hit in hits], self.chat.history)
         submitted, first_s = time.perf_counter(), None
+        self.submitted_s = submitted - self.arrived
         text, sent, last = "", "", {}
         pieces = generate(self.release.model, full, self.decoding)
         try:

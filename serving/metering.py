@@ -52,6 +52,7 @@ class Meters:
         self.usage = measured("gen_ai_client_token_usage", "Per request", TOKENS, model, "gen_ai_token_type")
         self.in_flight = Gauge("perennial_in_flight", "Requests in the endpoint", **here)
         self.lost = Gauge("perennial_log_lost", "Rows that the request log had to drop", **here)
+        self.traces_lost = Gauge("perennial_traces_lost", "Traces that could not be sent", **here)
         self.routing_age = Gauge("perennial_routing_age_seconds", "Since the ledger was last read", **here)
 
     def count(self, row: Logged) -> None:
