@@ -39,6 +39,8 @@ class Meters:
         self.flags = Counter(
             "perennial_flags", "Requests in which a screen found something", ("assistant", "flag"), **here
         )
+        self.reuse = Counter("perennial_reuse", "Answers looked for among earlier ones", ("assistant", "found"), **here)
+        self.saved = Counter("perennial_saved_cost", "Cost of answers given again", ("assistant",), **here)
         self.abstained = Counter("perennial_abstained", "Answers that say no", ("assistant",), **here)
 
         def measured(name: str, what: str, buckets: tuple, *labels: str) -> Histogram:
@@ -68,6 +70,9 @@ class Meters:
             self.usage.labels(row.assistant, kind).observe(tokens)
         for flag in row.flags:
             self.flags.labels(row.assistant, flag).inc()
+        if row.reuse:
+            self.reuse.labels(row.assistant, row.reuse).inc()
+            self.saved.labels(row.assistant).inc(row.saved_cost)
         if row.abstained:
             self.abstained.labels(row.assistant).inc()
         for stage in ("queue", "retrieval", "engine"):

@@ -70,7 +70,7 @@ class Traces:
         if not self.share:
             return
         calling = caller(headers)
-        if not self._takes(exchange, calling):
+        if not self.takes(exchange, calling):
             return
         with self._starting:
             if self._sender is None:
@@ -81,7 +81,8 @@ class Traces:
         except queue.Full:
             self.lost += 1
 
-    def _takes(self, exchange: Exchange, calling: SpanContext | None) -> bool:
+    def takes(self, exchange: Exchange, calling: SpanContext | None) -> bool:
+        """Whether a finished request is traced."""
         if exchange.row.status >= 500:
             return True
         if calling:
@@ -223,6 +224,7 @@ def _about(exchange: Exchange) -> dict:
         "http.response.status_code": row.status,
         "perennial.grounding": row.grounding,
         "perennial.flags": row.flags,
+        "perennial.reuse": row.reuse,
         **{f"mlflow.traceTag.{name}": getattr(row, name) for name in ("release", "arm", "source", "response")},
     }
 

@@ -83,6 +83,7 @@ class Stack:
     def __init__(self, folder, traces=Traces(0.0), **chosen):
         self.model, self.log, self.feedback = Model_(), RequestLog(f"sqlite:///{folder}/requests.db"), []
         self.hits, self.searches, self.broken = HITS, [], None
+        self.vector = np.ones(4, np.float32)
         settings = Settings(home=folder, **{"api_key": None} | chosen)
         self.router, generate = Router(), lambda *a: self.model.generate(*a)
         ledger = Ledger(f"sqlite:///{folder}/ledger.db")
@@ -94,7 +95,7 @@ class Stack:
             raise self.broken
         self.searches.append((release, question, before, tombstones))
         self.allowed = allowed
-        return self.hits, np.ones(4, np.float32)
+        return self.hits, self.vector
 
     def section(self, release, chunk, tombstones, allowed):
         if self.broken:

@@ -1,22 +1,21 @@
-"""Traces over real HTTP: a collector that reads the protobuf, and an MLflow server of our own."""
+"""Traces over real HTTP: a collector that reads the protobuf, and MLflow's server."""
 
 import json
-import os
-import subprocess
-import sys
+import random
 import threading
 import time
+import uuid
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
-import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from benchmarks.machine import is_free
 from serving import traces as module
 from serving.traces import Traces
+from settings import settings
 from tests.test_app import HITS, TOKEN, Stack
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0{}"
@@ -76,7 +75,7 @@ class Collector:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(module, "BATCH_S", 0.02)
-    monkeypatch.setattr(module, "EXPORT_S", 2.0)
+    monkeypatch.setattr(module, "EXPORT_S", 5.0)
 
 
 @pytest.fixture
@@ -173,13 +172,10 @@ def test_a_share_is_traced_and_every_request_that_failed(tmp_path, collector):
 
 
 def test_about_the_share_of_response_ids_is_taken():
-    sent, row = Traces(0.25), [Stack.__new__(Stack) for _ in range(0)]
-    import uuid
-    from types import SimpleNamespace
-
-    ids = [f"chatcmpl-{uuid.UUID(int=n * 0x9E3779B97F4A7C15F39CC0605CEDC834 % 2**128).hex}" for n in range(2000)]
-    rows = [SimpleNamespace(row=SimpleNamespace(status=200, response=one)) for one in ids]
-    assert 450 < sum(sent._takes(row, None) for row in rows) < 550
+    draw, sent = random.Random(0), Traces(0.25)
+    ids = [uuid.UUID(int=draw.getrandbits(128), version=4).hex for _ in range(2000)]
+    asked = [SimpleNamespace(row=SimpleNamespace(status=200, response=f"chatcmpl-{one}")) for one in ids]
+    assert 450 < sum(sent.takes(one, None) for one in asked) < 550
 
 
 def test_a_share_of_nothing_traces_nothing_not_even_failures(tmp_path, collector):
@@ -202,7 +198,7 @@ def test_a_callers_trace_goes_on_and_its_flag_decides(tmp_path, collector):
     assert len(other) == 4 and not other[0].parent_span_id, "what can not be read is as if it was not there"
 
 
-def test_a_collector_that_is_away_costs_no_request_anything_and_what_is_lost_is_counted(tmp_path, collector, monkeypatch):
+def test_a_collector_that_hangs_costs_no_request_anything_and_what_is_lost_is_counted(tmp_path, collector, monkeypatch):
     monkeypatch.setattr(module, "WAITING", 3)
     monkeypatch.setattr(module, "BATCH", 1)
     collector.waits = threading.Event()
@@ -229,6 +225,25 @@ def test_a_request_without_retrieval_has_no_span_of_one(tmp_path, collector):
     assert [span.name for span in collector.spans][:3] == ["answer", "prompt", "generation"]
     sources = [attributes(span).get("mlflow.traceTag.source") for span in collector.spans if span.name == "answer"]
     assert sources == ["direct", "canary"]
+
+
+@pytest.mark.stack
+def test_mlflow_shows_a_trace_beside_the_assistants_runs_with_its_release_texts_and_tokens(stack, tmp_path):
+    import mlflow
+
+    mlflow.set_tracking_uri(settings().mlflow)
+    experiment = mlflow.set_experiment("helpdesk").experiment_id
+    with traced(tmp_path, Traces(1.0, mlflow=settings().mlflow)) as app:
+        answer = app.chat().json()
+    wanted = f"tag.release = '{answer['system_fingerprint']}'"
+    (found,) = mlflow.MlflowClient().search_traces(locations=[experiment], filter_string=wanted)
+    about = found.info
+    assert about.trace_id == f"tr-{answer['id'].removeprefix('chatcmpl-')}" and about.state.value == "OK"
+    assert (about.request_preview, about.response_preview) == ("When does Lyon open?", "9 a.m. on weekdays")
+    kinds = [(span.name, span.span_type) for span in found.data.spans]
+    assert kinds[:2] == [("answer", "CHAIN"), ("retrieval", "RETRIEVER")] and kinds[3] == ("generation", "CHAT_MODEL")
+    assert about.token_usage == {"input_tokens": 50, "output_tokens": 4, "total_tokens": 54}
+    assert found.data.spans[1].outputs[0]["page_content"] == HITS[0].chunk.text
 
 
 def wait_until(check) -> None:
