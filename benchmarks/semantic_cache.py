@@ -45,7 +45,10 @@ def measure(pairs: int = PAIRS, seed: int = 0) -> dict:
         halves = drawn(pairs, seed)
         texts = list(dict.fromkeys(text for half in halves for pair in half for text in (pair.known, pair.asked)))
         rows = dict(zip(texts, load(embedder_folder()).embed(texts), strict=True))
-        return compared(*(judged(half, rows) for half in halves))
+        first, second = (judged(half, rows) for half in halves)
+        value = compared(first, second)
+        value["halves exchanged"] = tuned(second, first)
+        return {"value": value, "n": pairs, "against": "cosine alone, the same vectors", "limit": 0.01}
 
 
 # --- the figures ------------------------------------------------------------------------------
@@ -94,30 +97,33 @@ def judged(pairs: list[Pair], rows: dict[str, np.ndarray]) -> Judged:
     return Judged(pairs, np.array(cosines), np.array(tiers))
 
 
-def compared(chosen_on: Judged, measured_on: Judged) -> dict:
-    """The thresholds with the most hits of which at most 1% are wrong (95% upper bound for ours, as counted for the
-    plain cosine, which has none by the bound), measured on the other half."""
-    steps = np.round(np.arange(0.6, 1.0005, 0.01), 3)
-    allowed, plain = [], []
-    for other_words in steps:
-        plain_figures = chosen_on.figures(chosen_on.cosines >= other_words)
-        if plain_figures["hits"] and plain_figures["wrong"] <= 0.01 * plain_figures["hits"]:
-            plain.append((plain_figures["hits"], -other_words))
-        for same_words in steps[steps <= other_words]:
+STEPS = np.round(np.arange(0.6, 1.0005, 0.01), 3)
+
+
+def tuned(chosen_on: Judged, measured_on: Judged) -> dict:
+    """Ours, with the thresholds that have most hits while the 95% upper bound of wrong ones is half the aim.
+
+    Half, since the best of many flatters itself: how much it still does, the exchanged halves tell.
+    """
+    allowed = []
+    for other_words in STEPS:
+        for same_words in STEPS[STEPS <= other_words]:
             figures = chosen_on.figures(chosen_on.hits(same_words, other_words))
-            if figures["wrong_upper"] <= 0.01:
-                allowed.append((figures["hits"], same_words, other_words))
-    _, same_words, other_words = max(allowed)
-    ours = measured_on.figures(measured_on.hits(same_words, other_words))
-    theirs = None
-    if plain:
-        mark = -max(plain)[1]
-        theirs = {"cosine": float(mark)} | measured_on.figures(measured_on.cosines >= mark)
-    value = {"same_words": float(same_words), "other_words": float(other_words)} | ours | {"cosine alone": theirs}
-    value["GPTCache's thresholds"] = {
-        f"{mark:g}": measured_on.figures(measured_on.cosines >= mark) for mark in (0.8, 0.9, 0.95)
-    }
-    return {"value": value, "n": len(measured_on.pairs), "against": "cosine alone, the same vectors", "limit": 0.01}
+            if figures["wrong_upper"] <= 0.005:
+                allowed.append((figures["hits"], float(other_words), float(same_words)))
+    _, other_words, same_words = max(allowed)
+    chosen = {"same_words": same_words, "other_words": other_words}
+    return chosen | measured_on.figures(measured_on.hits(same_words, other_words))
+
+
+def compared(chosen_on: Judged, measured_on: Judged) -> dict:
+    """Ours and the plain cosine; its threshold is chosen by its count of wrong hits alone, which is easier to meet."""
+    plain = [chosen_on.figures(chosen_on.cosines >= mark) | {"cosine": float(mark)} for mark in STEPS]
+    plain = [one for one in plain if one["hits"] and one["wrong"] <= 0.01 * one["hits"]]
+    mark = max(plain, key=lambda one: one["hits"])["cosine"] if plain else None
+    alone = {"cosine": mark} | measured_on.figures(measured_on.cosines >= mark) if plain else None
+    known = {f"{mark:g}": measured_on.figures(measured_on.cosines >= mark) for mark in (0.8, 0.9, 0.95)}
+    return tuned(chosen_on, measured_on) | {"cosine alone": alone, "GPTCache's thresholds": known}
 
 
 # --- the pairs --------------------------------------------------------------------------------
@@ -159,9 +165,14 @@ def _half(paragraphs: list[list[tuple]], bank: list[tuple[str, str]], pairs: int
     }
     found = []
     for (kind, same), pairs_made in made.items():
-        differing = sorted({pair for pair in pairs_made if pair[0].casefold() != pair[1].casefold()})
+        # The same letters with two intents are an error of the labels, and with one answer no test
+        differing = sorted({pair for pair in pairs_made if _letters(pair[0]) != _letters(pair[1])})
         found += [Pair(kind, *pair, same) for pair in draw.sample(differing, pairs // len(made))]
     return found
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 def _beside(paragraph: list[tuple[str, tuple[str, ...]]], same: bool) -> Iterator[tuple[str, str]]:

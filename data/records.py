@@ -409,8 +409,8 @@ class Reuse(Record):
     """When an answer is given again (serving/semantic): cosines of two questions from which on they ask the same, if
     they have the same words and if they have others; `hours`: how long an answer is kept."""
 
-    same_words: float = 0.7
-    other_words: float = 0.97
+    same_words: float = 0.6
+    other_words: float = 0.92
     hours: float = 24.0
 
 

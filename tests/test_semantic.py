@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.records import Chunk, Hit, Release, Reuse, as_json
+from data.records import Chunk, Release, Reuse, as_json
 from serving import semantic
 from serving.keys import Key, digest
 from serving.semantic import Question, SemanticCache, needed
@@ -190,7 +190,9 @@ def test_canaries_probes_and_pinned_requests_measure_the_release_itself(stack):
     ask(stack)
     ask(stack, who="admin", headers={"x-perennial-token": TOKEN, "x-perennial-source": "canary"})
     ask(stack, who="admin", headers={"x-perennial-token": TOKEN, "x-perennial-release": OTHER.id})
-    assert written(stack) == 3
+    stack.router.resolve = lambda name, user, pinned=None: (REUSING, "canary")
+    ask(stack)
+    assert written(stack) == 4 and [row["reuse"] for row in stack.rows()] == ["miss", "", "", ""]
 
 
 def test_a_question_that_tries_to_override_neither_gets_nor_leaves_an_answer(stack):
@@ -234,7 +236,7 @@ def test_an_abstention_and_what_no_passage_holds_are_not_kept(stack, words):
 def test_a_question_of_another_direction_needs_more_than_its_words(stack):
     stack.vector = np.array([1, 0], np.float32)
     ask(stack)
-    stack.vector = np.array([0.6, 0.8], np.float32)
+    stack.vector = np.array([0.5, 0.866], np.float32)
     ask(stack, "When does Lyon open please")
     assert written(stack) == 2
 
