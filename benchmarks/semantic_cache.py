@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 
 import numpy as np
 
@@ -106,11 +107,10 @@ def tuned(chosen_on: Judged, measured_on: Judged) -> dict:
     Half, since the best of many flatters itself: how much it still does, the exchanged halves tell.
     """
     allowed = []
-    for other_words in STEPS:
-        for same_words in STEPS[STEPS <= other_words]:
-            figures = chosen_on.figures(chosen_on.hits(same_words, other_words))
-            if figures["wrong_upper"] <= 0.005:
-                allowed.append((figures["hits"], float(other_words), float(same_words)))
+    for same_words, other_words in combinations_with_replacement(STEPS, 2):
+        figures = chosen_on.figures(chosen_on.hits(same_words, other_words))
+        if figures["wrong_upper"] <= 0.005:
+            allowed.append((figures["hits"], float(other_words), float(same_words)))
     _, other_words, same_words = max(allowed)
     chosen = {"same_words": same_words, "other_words": other_words}
     return chosen | measured_on.figures(measured_on.hits(same_words, other_words))

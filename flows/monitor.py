@@ -14,6 +14,7 @@ from prefect.states import Completed, State
 from data.ledger import Ledger
 from data.records import as_json
 from data.requests import RequestLog
+from serving import traces
 from settings import settings
 from tasks import diagnose, outcome, remedy, report, watch
 from tasks.diagnose import Remedy
@@ -56,6 +57,7 @@ def monitor(
         report.signals(name, evidence, found)
         done[name] = found.kind
     RequestLog(settings().requests).prune(settings().retention_days)
+    traces.prune(settings().mlflow, [row["name"] for row in book.assistants()], settings().retention_days)
     return done
 
 

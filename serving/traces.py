@@ -140,14 +140,38 @@ class Traces:
         return self._exporters[assistant]
 
 
+# --- MLflow, by its REST API ------------------------------------------------------------------
+
+
 def experiment(mlflow: str, name: str) -> str:
     """The id of MLflow's experiment `name`, which is made when it is not there. Raises httpx.HTTPError."""
-    url = f"{mlflow}/api/2.0/mlflow/experiments"
-    found = httpx.get(f"{url}/get-by-name", params={"experiment_name": name}, timeout=EXPORT_S)
-    if found.status_code == 404:
-        made = httpx.post(f"{url}/create", json={"name": name}, timeout=EXPORT_S)
-        return made.raise_for_status().json()["experiment_id"]
-    return found.raise_for_status().json()["experiment"]["experiment_id"]
+    if known := _known(mlflow, name):
+        return known
+    return _post(mlflow, "experiments/create", {"name": name})["experiment_id"]
+
+
+def prune(mlflow: str, assistants: Iterable[str], days: float) -> None:
+    """Delete traces older than `days`; where MLflow does not answer, the next time will do."""
+    until = int((time.time() - days * 86_400) * 1000)
+    try:
+        for name in assistants:
+            if known := _known(mlflow, name):
+                _post(mlflow, "traces/delete-traces", {"experiment_id": known, "max_timestamp_millis": until})
+    except httpx.HTTPError as error:
+        log.warning("old traces stay in MLflow for now: %s", error)
+
+
+def _known(mlflow: str, name: str) -> str | None:
+    asked = {"experiment_name": name}
+    found = httpx.get(f"{mlflow}/api/2.0/mlflow/experiments/get-by-name", params=asked, timeout=EXPORT_S)
+    return None if found.status_code == 404 else found.raise_for_status().json()["experiment"]["experiment_id"]
+
+
+def _post(mlflow: str, what: str, body: dict) -> dict:
+    return httpx.post(f"{mlflow}/api/2.0/mlflow/{what}", json=body, timeout=EXPORT_S).raise_for_status().json()
+
+
+# --- one request ------------------------------------------------------------------------------
 
 
 def caller(headers: Mapping[str, str]) -> SpanContext | None:

@@ -14,7 +14,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from serving import traces as module
-from serving.traces import Traces
+from serving.traces import Traces, prune
 from settings import settings
 from tests.test_app import HITS, TOKEN, Stack
 
@@ -26,6 +26,7 @@ class Collector:
 
     def __init__(self):
         self.requests, self.experiments, self.refuses, self.waits = [], {}, 0, None
+        self.deleted = []
         collector = self
 
         class Routes(BaseHTTPRequestHandler):
@@ -40,6 +41,9 @@ class Collector:
                     name = json.loads(body)["name"]
                     collector.experiments[name] = str(len(collector.experiments) + 1)
                     return self.reply(200, {"experiment_id": collector.experiments[name]})
+                if self.path.endswith("/traces/delete-traces"):
+                    collector.deleted.append(json.loads(body))
+                    return self.reply(200, {"traces_deleted": 1})
                 if collector.waits:
                     collector.waits.wait(10)
                 if collector.refuses:
@@ -225,6 +229,16 @@ def test_a_request_without_retrieval_has_no_span_of_one(tmp_path, collector):
     assert [span.name for span in collector.spans][:3] == ["answer", "prompt", "generation"]
     sources = [attributes(span).get("mlflow.traceTag.source") for span in collector.spans if span.name == "answer"]
     assert sources == ["direct", "canary"]
+
+
+def test_traces_past_the_retention_are_deleted_of_assistants_that_have_any(collector):
+    collector.experiments = {"helpdesk": "4"}
+    before = time.time()
+    prune(collector.url, ["other", "helpdesk"], days=30)
+    (asked,) = collector.deleted
+    assert asked["experiment_id"] == "4" and set(collector.experiments) == {"helpdesk"}
+    assert abs(asked["max_timestamp_millis"] / 1000 - (before - 30 * 86_400)) < 60
+    prune("http://127.0.0.1:9", ["helpdesk"], days=30)
 
 
 @pytest.mark.stack
