@@ -117,14 +117,15 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An answer that was given: what the engine wrote, the ids of the passages it was shown and of those it cited."""
+    """An answer that was given: what the engine wrote, the ids of the passages `shown` to it, and id and text of those
+    that the answer `cited`."""
 
     place: Place
     question: Question
     response: str
     generation: Generation
     shown: frozenset[str]
-    cited: frozenset[str]
+    cited: frozenset[tuple[str, str]]
     at: float
 
 
@@ -209,8 +210,10 @@ def keep(exchange: Exchange) -> None:
     exchange.cache.keep(kept, exchange.vector)
 
 
-def _cited(answer: Answer) -> frozenset[str]:
-    return frozenset(citation.chunk for citation in answer.citations)
+def _cited(answer: Answer) -> frozenset[tuple[str, str]]:
+    """With their texts: a passage may be shown with its neighbours, or without one that was deleted since."""
+    cited = {citation.chunk for citation in answer.citations}
+    return frozenset((hit.chunk.id, hit.chunk.text) for hit in answer.hits if hit.chunk.id in cited)
 
 
 # --- the report -------------------------------------------------------------------------------

@@ -217,6 +217,14 @@ def test_nothing_is_given_again_where_its_source_is_not_found(stack):
     assert written(stack) == 2 and [one["chunk"] for one in again["citations"]] == ["c3"]
 
 
+def test_nothing_is_given_again_where_its_source_says_more_or_less_than_it_did(stack):
+    ask(stack)
+    wider = replace(HITS[0].chunk, text=f"{HITS[0].chunk.text} Not in August.")  # the same chunk with its neighbour
+    stack.hits = (replace(HITS[0], chunk=wider), HITS[1])
+    ask(stack)
+    assert written(stack) == 2
+
+
 def test_citations_are_numbered_by_the_passages_found_for_this_question(stack):
     assert ask(stack).json()["choices"][0]["message"]["content"].endswith("[1]")
     stack.hits = HITS[::-1]
