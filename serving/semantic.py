@@ -143,7 +143,7 @@ class SemanticCache:
         if not self._kept:
             return
         here = np.flatnonzero(self._places[: len(self._kept)] == hash(place))
-        cosines = self._vectors[here] @ vector
+        cosines = (self._vectors[: len(self._kept)] @ vector)[here]  # all of them: picking rows would copy them
         for at in np.argsort(-cosines)[:CLOSEST]:
             kept = self._kept[here[at]]
             if kept is None or kept.place != place or self.clock() - kept.at > reuse.hours * 3600:

@@ -34,11 +34,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("perennial.traces")
 
-WAITING = 500
-BATCH = 50
-BATCH_S = 1.0
-EXPORT_S = 5.0
-"""How long one batch may take to be sent; what waits longer than the queue is long is dropped."""
+WAITING, BATCH = 500, 50
+"""Traces that may wait, and that are sent together."""
+BATCH_S, EXPORT_S = 1.0, 5.0
+"""How long a batch is waited for, and how long sending one may take, retries included."""
 
 
 @dataclass(frozen=True)
