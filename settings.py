@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     prefect_api: str | None = Field(None, description="Prefect API; default the server on this machine")
     ray_address: str | None = Field(None, description="Ray cluster; default the head on this machine")
     retention_days: int = Field(30, description="how long the request log keeps a request")
+    trace_share: float = Field(0.1, ge=0, le=1, description="share of requests that are traced; 0: none, ever")
+    otlp_url: str | None = Field(None, description="OTLP/HTTP address for traces (…/v1/traces); default MLflow's")
     training_workers: int = Field(2, description="Ray Train workers")
     training_gpu: bool = Field(False, description="one GPU per training worker")
     price_cpu_hour: float = Field(0.04, description="what an hour of one processor costs, for cost estimates")

@@ -49,12 +49,12 @@ class Fingerprint:
 
 def fingerprint(document: Document) -> Fingerprint:
     """The fingerprint of a document (Broder 1997, On the resemblance and containment of documents)."""
-    tokens = re.findall(f"{_SIGN}|{WORD}", text_of(document))
+    found = tokens(text_of(document))
     return Fingerprint(
         document=document.id,
         content=digest([(section.heading, section.text) for section in document.sections]),
-        signature=_signature(tokens),
-        figures=_figures(tokens),
+        signature=_signature(found),
+        figures=_figures(found),
         modified=document.modified,
         reader=f"{document.tenant}\n{document.access}",
     )
@@ -75,17 +75,27 @@ def _fresh():
     return MinHash(num_perm=PERMUTATIONS, hashfunc=xxhash.xxh32_intdigest, scheme="affine32")
 
 
+def tokens(text: str) -> list[str]:
+    """The words of a text, its numbers among them, and the signs that change what a number says."""
+    return re.findall(f"{_SIGN}|{WORD}", text)
+
+
+def decisive(tokens: Sequence[str]) -> list[str]:
+    """Of a text's tokens those that turn it round though they are few: numbers, signs, negations, limits; in order."""
+    kinds = {
+        token
+        for token in set(tokens)
+        if (word := token.lower()) in _DECISIVE or (not word.isalpha() and re.search(r"\d|n['’]t$|^\W", word))
+    }
+    return [token.lower() for token in tokens if token in kinds]
+
+
 def _figures(tokens: Sequence[str]) -> str:
     """A name is a word that never stands in lower case; where a script has no case, every word may be one."""
     kinds = set(tokens)
-    decisive = {
-        token
-        for token in kinds
-        if (word := token.lower()) in _DECISIVE or (not word.isalpha() and re.search(r"\d|n['’]t$|^\W", word))
-    }
     lower = {token for token in kinds if token.islower()}
     names = {word for token in kinds - lower if (word := token.lower()) not in lower}
-    return digest([token.lower() for token in tokens if token in decisive], sorted(names))
+    return digest(decisive(tokens), sorted(names))
 
 
 def duplicates(fingerprints: Sequence[Fingerprint], near: bool = True) -> dict[str, tuple[str, str]]:

@@ -430,8 +430,21 @@ class Guard(Record):
 
 
 @dataclass(frozen=True)
+class Reuse(Record):
+    """When an answer is given again (serving/semantic): cosines of two questions from which on they ask the same, if
+    they have the same words and if they have others; `hours`: how long an answer is kept."""
+
+    same_words: float = 0.6
+    other_words: float = 0.92
+    hours: float = 24.0
+
+
+@dataclass(frozen=True)
 class Release(Record):
-    """What is served for one assistant. Its id hashes content only, so where files lie does not matter."""
+    """What is served for one assistant. Its id hashes content only, so where files lie does not matter.
+
+    `reuse`: None where each answer is written anew.
+    """
 
     assistant: str
     model: Model
@@ -440,10 +453,12 @@ class Release(Record):
     retrieval: Retrieval = Retrieval()
     decoding: Decoding = Decoding()
     guard: Guard = Guard()
+    reuse: Reuse | None = None
 
     @property
     def id(self) -> str:
         served = (self.assistant, self.model.sha256, self.index.checksum, self.index.embedder, self.index.chunker)
+        served += (self.reuse,) if self.reuse else ()  # without one the ids of before there was one stay
         return "rel-" + digest(served, self.prompt, self.retrieval, self.decoding, self.guard)[:20]
 
 

@@ -53,6 +53,11 @@ requests = sa.Table(
     sa.Column("tenant", sa.String),
     sa.Column("cost", sa.Float),
     sa.Column("flags", sa.JSON),
+    sa.Column("reuse", sa.String),
+    sa.Column("reuse_of", sa.String),
+    sa.Column("saved_prompt_tokens", sa.Integer),
+    sa.Column("saved_completion_tokens", sa.Integer),
+    sa.Column("saved_cost", sa.Float),
 )
 TOTALLED = ("key", "user", "tenant", "assistant", "release")
 """By what requests can be added up."""
@@ -68,7 +73,9 @@ class Logged:
     `embedding` the question's vector as little-endian float16. `queue_s` is from arrival to the start of retrieval,
     `engine_s` from submission to the engine's last token, `first_token_s` and `total_s` from arrival. `status` is the
     HTTP status, 499 when the client went away. `key` is the id of the key it came with, '' without one, `tenant` the
-    key's; `cost` is by the settings' prices; `flags` are what serving/screens found.
+    key's; `cost` is by the settings' prices; `flags` are what serving/screens found. `reuse`: whether an earlier answer
+    was given again (serving/semantic), to an exact or a similar question, or was looked for in vain: exact | similar |
+    miss | ''. `reuse_of` is that answer's response, and what it had read, written and cost is saved.
     """
 
     response: str
@@ -100,6 +107,11 @@ class Logged:
     tenant: str = ""
     cost: float = 0.0
     flags: tuple[str, ...] = ()
+    reuse: str = ""
+    reuse_of: str = ""
+    saved_prompt_tokens: int = 0
+    saved_completion_tokens: int = 0
+    saved_cost: float = 0.0
 
     @property
     def token_s(self) -> float | None:
@@ -237,6 +249,28 @@ class RequestLog:
         columns = [c[by], sa.func.count().label("requests")]
         columns += [sa.func.coalesce(sa.func.sum(column), 0).label(column.name) for column in summed]
         return self._rows(sa.select(*columns).where(c.at >= since).group_by(c[by]).order_by(c[by]))
+
+    def reused(self, since: float) -> list[dict]:
+        """Per assistant: requests that an earlier answer was looked for, how many got one, and what that saved."""
+        c = requests.c
+        found = [sa.func.sum(sa.case((c.reuse == kind, 1), else_=0)).label(kind) for kind in ("exact", "similar")]
+        tokens = sa.func.sum(c.saved_prompt_tokens + c.saved_completion_tokens).label("saved_tokens")
+        columns = [
+            c.assistant,
+            sa.func.count().label("looked_for"),
+            *found,
+            tokens,
+            sa.func.sum(c.saved_cost).label("saved_cost"),
+        ]
+        return self._rows(sa.select(*columns).where(c.at >= since, c.reuse != "").group_by(c.assistant))
+
+    def given_again(self, assistant: str, since: float) -> list[dict]:
+        """Requests that got an earlier answer, newest first: response, question, reuse, and the question it was to."""
+        c, first = requests.c, requests.alias()
+        columns = [c.response, c.question, c.reuse, first.c.question.label("earlier")]
+        both = requests.outerjoin(first, first.c.response == c.reuse_of)
+        chosen = sa.select(*columns).select_from(both).where(c.assistant == assistant, c.at >= since, c.reuse_of != "")
+        return self._rows(chosen.order_by(c.id.desc()))
 
     def _rows(self, query) -> list[dict]:
         with self.engine.connect() as connection:

@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import UUID
 
 from data.ledger import Ledger
-from data.records import Decision, Sources, as_json
+from data.records import Decision, Reuse, Sources, as_json
 from data.remote import is_remote
 from settings import apply_environment, settings
 
@@ -30,6 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--approval-hours", type=float, help="how long a person may take to approve what the gate accepts"
     )
+    parser.add_argument("--reuse-answers", action="store_true", help="give an answer again to who asks the same")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     chosen = parser.parse_args()
     for name in ("documents", "examples", "golden"):
@@ -58,7 +59,8 @@ def main() -> None:
         gates = replace(gates, margin=chosen.margin)
     if chosen.approval_hours is not None:
         gates = replace(gates, approval_hours=chosen.approval_hours)
-    state = lifecycle(sources, training, gates, base_models=chosen.base_model, return_state=True)
+    reuse = Reuse() if chosen.reuse_answers else None
+    state = lifecycle(sources, training, gates, base_models=chosen.base_model, reuse=reuse, return_state=True)
     decision = state.result()
     if chosen.json:
         print(json.dumps(result(sources.assistant, decision, state.state_details.flow_run_id)))

@@ -17,7 +17,7 @@ from prefect.states import Completed, State
 from data import feedback, reviews, snapshots
 from data.feedback import Said
 from data.ledger import Ledger
-from data.records import Decision, IndexVersion, Model, Prompt, Release, Retrieval, Snapshot, Sources, as_json
+from data.records import Decision, IndexVersion, Model, Prompt, Release, Retrieval, Reuse, Snapshot, Sources, as_json
 from data.requests import RequestLog
 from flows import approval
 from serving.engine import bases
@@ -64,18 +64,20 @@ def lifecycle(
     prompt: Prompt = Prompt(),
     retrieval: Retrieval = Retrieval(),
     base_models: list[str] | None = None,
+    reuse: Reuse | None = None,
 ) -> Decision:
     """From documents and examples to a released assistant: the untuned base first, then the tuned candidate.
 
     `base_models`: folders or hub ids of the models to tune, None for the embedded one. Of several the first goes live
     untuned, all are tuned on the same data and judged by the same gate, and the best accepted one is released.
+    `reuse`: when the release gives an answer again to who asks the same, None for never.
     """
     name, chosen = sources.assistant, [bases.find(base) for base in base_models or [None]]
     snapshot = prepared(sources)
     version = index_snapshot(sources, snapshot)
     live, _ = live_pointer(name)
     if live is None:
-        untuned = Release(name, chosen[0].model, version, replace(prompt, chat=chosen[0].chat), retrieval)
+        untuned = Release(name, chosen[0].model, version, replace(prompt, chat=chosen[0].chat), retrieval, reuse=reuse)
         bootstrap = release_candidate(untuned, "bootstrap", snapshot, gates)
         if not (bootstrap.accepted and snapshot.examples):
             return named(bootstrap)
@@ -87,7 +89,7 @@ def lifecycle(
     ]
     snapshot, version = prepare_and_index(name, trained, snapshot)  # documents may have changed while it trained
     candidates = [
-        Release(name, model, version, replace(prompt, chat=base.chat), retrieval)
+        Release(name, model, version, replace(prompt, chat=base.chat), retrieval, reuse=reuse)
         for model, base in zip(trained, chosen, strict=True)
     ]
     best = candidates[0] if len(candidates) == 1 else compared(candidates, chosen, snapshot, gates)

@@ -16,6 +16,7 @@ from data.ledger import Ledger
 from data.outbox import KINDS
 from data.records import as_json
 from data.requests import RequestLog
+from serving import traces
 from settings import settings
 from tasks import alerts, diagnose, events, outcome, remedy, report, watch
 from tasks.diagnose import Remedy
@@ -58,6 +59,7 @@ def monitor(
         report.signals(name, evidence, found)
         done[name] = found.kind
     RequestLog(settings().requests).prune(settings().retention_days)
+    traces.prune(settings().mlflow, [row["name"] for row in book.assistants()], settings().retention_days)
     return done
 
 

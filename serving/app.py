@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import FastAPI, Request
@@ -32,6 +32,8 @@ from serving.limits import Budgets
 from serving.metering import Admission, Meters, cost
 from serving.refused import Refused
 from serving.router import UNREADABLE, UNUSABLE, NoRelease, Router
+from serving.semantic import SemanticCache
+from serving.traces import Traces
 from serving.wire import events, exhaust, read_body, refusal, while_connected
 from settings import Settings
 
@@ -55,6 +57,8 @@ class Parts:
     requests: RequestLog
     add_feedback: Callable[..., object]
     ledger: Ledger
+    traces: Traces = Traces(0.0)
+    cache: SemanticCache = field(default_factory=SemanticCache)
 
 
 class FeedbackRequest(BaseModel):
@@ -108,6 +112,7 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
     @app.get("/metrics")
     async def metrics() -> Response:
         meters.lost.set(requests.lost)
+        meters.traces_lost.set(parts.traces.lost)
         meters.routing_age.set(router.age)
         body, kind = meters.render()
         return Response(body, headers={"content-type": kind})
@@ -143,18 +148,22 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
 
         def settle(row: Logged) -> None:
             row.cost = cost(row.prompt_tokens, row.completion_tokens, chosen)
+            row.saved_cost = cost(row.saved_prompt_tokens, row.saved_completion_tokens, chosen)
             spend(row.prompt_tokens + row.completion_tokens, row.cost)
             if row.status == 200:
                 admission.answered()
             leave()
             requests.write(row)
             meters.count(row)
+            parts.traces.write(exchange, request.headers)
 
         question = redact(asked.question).text if release.guard.redact_log else asked.question
         row = Logged(response, time.time(), release.assistant, release.id, arm, source, asked.request.user, question)
         row.key, row.tenant = key.id, key.tenant
         allowed = asked.narrows(key.sees)
         exchange = ex.Exchange(asked, release, decoding, allowed, row, arrived, chosen.request_timeout_s, settle)
+        if "no-cache" not in request.headers.get("cache-control", ""):
+            exchange.cache = parts.cache
         deltas = exchange.deltas(parts.generate, parts.find, router.tombstones(release.assistant), threads)
         try:
             if asked.request.stream:
@@ -196,6 +205,8 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
             if row is None or not (key.tenant == (row["tenant"] or "") or key.may("admin")):
                 message = f"No answer with id {said.response_id[:80]!r} is in the request log"
                 raise Refused(404, message, param="response_id", code="response_not_found")
+            if said.rating == -1 or said.edit:
+                parts.cache.forget(row["reuse_of"] or said.response_id)
             about, user = (row["assistant"], row["release"], said.response_id), said.user or row["user"]
             # An edit may become a training text, like a document: what an organisation publishes on purpose stays
             edit = redact(said.edit, public=True).text if said.edit else None

@@ -21,6 +21,7 @@ from serving.refused import Refused
 from serving.replica import STARTABLE, app_name, statuses, worker_environment
 from serving.rerank import permitted
 from serving.router import Router, internal_token
+from serving.traces import Traces
 from settings import ROOT, settings
 
 if TYPE_CHECKING:
@@ -47,19 +48,21 @@ class Endpoint:
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="retrieve")
         self.requests = RequestLog(chosen.requests)
         self.ledger = Ledger(chosen.ledger)
+        self.traces = Traces(chosen.trace_share, chosen.otlp_url or "", chosen.mlflow)
         self.instead: dict[str, Index] = {}  # by release: whole indexes that stand in for damaged ones
         self.router = Router(self.ledger, self.warm, partial(valid, self.ledger))
         self.router.start()
 
     def __serve_build_asgi_app__(self):
         answering = (self.router, self.generate, self.find, self.section)
-        parts = Parts(*answering, self.requests, self.ledger.add_feedback, self.ledger)
+        parts = Parts(*answering, self.requests, self.ledger.add_feedback, self.ledger, self.traces)
         return create_app(parts, settings(), internal_token(), self.threads)
 
     def __del__(self):
         if hasattr(self, "router"):
             self.router.close()
             self.requests.close()
+            self.traces.close()
 
     def warm(self, release: Release) -> None:
         """Open the release's index, recompute its checksum and search it once.

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 from data.records import Answer, Decoding, Filter, Generation, Hit, Model, Release, as_json
 from data.redaction import redact
 from data.requests import Logged
-from serving import rag, screens
+from serving import rag, screens, semantic
 from serving.guard import Chat
 from serving.refused import Refused
 from serving.router import UNUSABLE
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from serving.semantic import SemanticCache
 
 Generate = Callable[[Model, str, Decoding], AsyncIterator[dict]]
 """Model, prompt, decoding -> pieces as `ModelReplica.stream` yields them; closing it cancels the generation."""
@@ -32,7 +34,9 @@ Called in a thread."""
 class Exchange:
     """One admitted request. Iterate `deltas` to its end, then `answer` is there; `settle` runs whatever happens.
 
-    `allowed`: which chunks may be retrieved for it.
+    `allowed`: which chunks may be retrieved for it. `hits`: what was; `submitted_s`: seconds from arrival until the
+    prompt was handed to the engine, None where it never was. `cache`: answers that may be given again, None to have it
+    written anew.
     """
 
     chat: Chat
@@ -44,6 +48,10 @@ class Exchange:
     timeout_s: float
     settle: Callable[[Logged], None]
     answer: Answer | None = None
+    hits: tuple[Hit, ...] = ()
+    vector: np.ndarray | None = None
+    submitted_s: float | None = None
+    cache: SemanticCache | None = None
 
     async def deltas(
         self, generate: Generate, find: Find, tombstones: frozenset[str], threads: Executor
@@ -93,6 +101,7 @@ class Exchange:
                 message = "The documents of this release can not be searched now"
                 raise Refused(503, message, "server_error", code="index_unavailable", retry_after=5) from error
             row.retrieval_s = time.perf_counter() - self.arrived - row.queue_s
+            self.hits, self.vector = hits, vector
             _log_hits(row, hits, vector)
         if not hits and self.chat.picks and row.source == "user":
             row.source = "direct"  # what was found says something about the client's choice, nothing about the release
@@ -101,9 +110,14 @@ class Exchange:
             self._finish(rag.unanswered(question, prompt))
             yield self.answer.text
             return
+        if earlier := semantic.given_again(self, tombstones):
+            self._finish(earlier)
+            yield self.content
+            return
 
         full = rag.build_prompt(prompt, question, [hit.chunk for hit in hits], self.chat.history)
         submitted, first_s = time.perf_counter(), None
+        self.submitted_s = submitted - self.arrived
         text, sent, last = "", "", {}
         pieces = generate(self.release.model, full, self.decoding)
         try:
@@ -137,6 +151,7 @@ class Exchange:
         )
         finished = rag.finish(question, replace(written, text=said(text)), hits, prompt) if self.structured else None
         self._finish(replace(finished, text=text) if finished else rag.finish(question, written, hits, prompt))
+        semantic.keep(self)
         if rest := self.content[len(sent) :]:
             yield rest
 
@@ -209,7 +224,11 @@ def scores(answer: Answer) -> list[dict]:
 
 
 def usage(row: Logged) -> dict:
-    """OpenAI's usage object."""
+    """OpenAI's usage object. For an answer given again the whole prompt was cached, and nothing was written."""
+    if row.reuse_of:
+        read = row.saved_prompt_tokens
+        counted = {"prompt_tokens": read, "completion_tokens": 0, "total_tokens": read}
+        return counted | {"prompt_tokens_details": {"cached_tokens": read}}
     total = row.prompt_tokens + row.completion_tokens
     return {"prompt_tokens": row.prompt_tokens, "completion_tokens": row.completion_tokens, "total_tokens": total}
 

@@ -43,6 +43,8 @@ class Meters:
         self.flags = Counter(
             "perennial_flags", "Requests in which a screen found something", ("assistant", "flag"), **here
         )
+        self.reuse = Counter("perennial_reuse", "Answers looked for among earlier ones", ("assistant", "found"), **here)
+        self.saved = Counter("perennial_saved_cost", "Cost of answers given again", ("assistant",), **here)
         self.abstained = Counter("perennial_abstained", "Answers that say no", ("assistant",), **here)
 
         def measured(name: str, what: str, buckets: tuple, *labels: str) -> Histogram:
@@ -56,6 +58,7 @@ class Meters:
         self.usage = measured("gen_ai_client_token_usage", "Per request", TOKENS, model, "gen_ai_token_type")
         self.in_flight = Gauge("perennial_in_flight", "Requests in the endpoint", **here)
         self.lost = Gauge("perennial_log_lost", "Rows that the request log had to drop", **here)
+        self.traces_lost = Gauge("perennial_traces_lost", "Traces that could not be sent", **here)
         self.routing_age = Gauge("perennial_routing_age_seconds", "Since the ledger was last read", **here)
 
     def count(self, row: Logged) -> None:
@@ -71,6 +74,9 @@ class Meters:
             self.usage.labels(row.assistant, kind).observe(tokens)
         for flag in row.flags:
             self.flags.labels(row.assistant, flag).inc()
+        if row.reuse:
+            self.reuse.labels(row.assistant, row.reuse).inc()
+            self.saved.labels(row.assistant).inc(row.saved_cost)
         if row.abstained:
             self.abstained.labels(row.assistant).inc()
         for stage in ("queue", "retrieval", "engine"):

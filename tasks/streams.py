@@ -169,6 +169,11 @@ def _ok(row: dict) -> bool:
     return row["status"] == 200
 
 
+def _written(row: dict) -> bool:
+    """Whether the engine wrote the answer, rather than an earlier one being given again."""
+    return _ok(row) and not row["reuse_of"]
+
+
 def _of(column: str):
     return lambda row: row[column]
 
@@ -230,10 +235,10 @@ STREAMS: dict[str, Stream] = {
     "one user": Stream("safety", "requests by the user of the one before", _same_user, of="questions"),
     "errors": Stream("service", "requests that failed", lambda r: float(r["status"] >= 500)),
     "first token": Stream("service", "slow first tokens", _when(_ok, _of("first_token_s")), "above"),
-    "latency": Stream("service", "slow answers", _when(_ok, _of("total_s")), "above"),
+    "latency": Stream("service", "slow answers", _when(_written, _of("total_s")), "above"),
     "speed": Stream("service", "answers written slowly", _speed, "below"),
     "cost": Stream(
-        "service", "costly answers", _when(_ok, lambda r: r["prompt_tokens"] + r["completion_tokens"]), "above"
+        "service", "costly answers", _when(_written, lambda r: r["prompt_tokens"] + r["completion_tokens"]), "above"
     ),
     "unmeasured": Stream("instruments", "answers without a grounding or an embedding", _unmeasured),
 }

@@ -16,6 +16,7 @@ from serving.app import Parts, create_app
 from serving.keys import Key, digest
 from serving.refused import Refused
 from serving.router import NoRelease
+from serving.traces import Traces
 from settings import Settings
 
 INDEX = IndexVersion("helpdesk", "uri", "t", 1, "sum", "emb", "chunk", 1, 1, "snap")
@@ -80,13 +81,14 @@ class Model_:
 class Stack:
     """The app with fakes around it, and a client that speaks ASGI to it."""
 
-    def __init__(self, folder, **chosen):
+    def __init__(self, folder, traces=Traces(0.0), **chosen):
         self.model, self.log, self.feedback = Model_(), RequestLog(f"sqlite:///{folder}/requests.db"), []
         self.hits, self.searches, self.broken = HITS, [], None
+        self.vector = np.ones(4, np.float32)
         settings = Settings(home=folder, **{"api_key": None} | chosen)
         self.router, generate = Router(), lambda *a: self.model.generate(*a)
         ledger = Ledger(f"sqlite:///{folder}/ledger.db")
-        parts = Parts(self.router, generate, self.find, self.section, self.log, self.add_feedback, ledger)
+        parts = Parts(self.router, generate, self.find, self.section, self.log, self.add_feedback, ledger, traces)
         self.app = create_app(parts, settings, TOKEN, ThreadPoolExecutor(2))
 
     def find(self, release, question, before, tombstones, allowed):
@@ -94,7 +96,7 @@ class Stack:
             raise self.broken
         self.searches.append((release, question, before, tombstones))
         self.allowed = allowed
-        return self.hits, np.ones(4, np.float32)
+        return self.hits, self.vector
 
     def section(self, release, chunk, tombstones, allowed):
         if self.broken:

@@ -39,7 +39,7 @@ def endpoint(monkeypatch):
     made.threads = ThreadPoolExecutor(1)
     routing = SimpleNamespace(live=LIVE)
     made.router = SimpleNamespace(alive=True, routings={"helpdesk": routing}, close=made.threads.shutdown)
-    made.requests = SimpleNamespace(close=lambda: None)
+    made.requests = made.traces = SimpleNamespace(close=lambda: None)
     made.index = index
     made.ledger = SimpleNamespace(accepted_releases=lambda name: [])
     made.instead = {}

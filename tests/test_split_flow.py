@@ -42,7 +42,7 @@ class Place:
         monkeypatch.setattr(lifecycle, "smoke", self.smoke)
         monkeypatch.setattr(lifecycle, "release", self.release)
         monkeypatch.setattr(split.evaluate, "smoke_questions", lambda *_: ["how long?"])
-        monkeypatch.setattr(split.remedy, "emit", lambda *event: self.told.append(event[0]))
+        monkeypatch.setattr(split.events, "emit", lambda event, *_, **about: self.told.append(event))
         monkeypatch.setattr(split.report, "split", lambda *said: self.told.append(said[1]))
         monkeypatch.setattr(split.report, "alert", lambda *said: self.told.append(said[1]))
 

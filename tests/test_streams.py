@@ -23,6 +23,7 @@ ROW = {
     "completion_tokens": 20,
     "first_token_s": 0.2,
     "total_s": 1.2,
+    "reuse_of": "",
     "user": "one",
     "user_before": "two",
 }
@@ -100,3 +101,10 @@ def test_marks_that_the_question_or_a_passage_holds_are_not_the_answers(name, ma
     assert read(name, answer=f"It is {mark}.") == 1.0
     assert read(name, answer=f"It is {mark}.", question=f"Repeat {mark}") == 0.0
     assert read(name, answer=f"It is {mark}.", passages=f"The key: {mark}") == 0.0
+
+
+def test_an_answer_given_again_says_nothing_of_how_fast_or_costly_answers_are_written():
+    given = {"reuse_of": "chatcmpl-1", "prompt_tokens": 0, "completion_tokens": 0, "first_token_s": None}
+    engine = ("latency", "first token", "speed", "cost")
+    assert [read(name, **given) for name in engine] == [None] * 4 and None not in [read(name) for name in engine]
+    assert read("grounding", **given) == read("grounding") and read("top score", **given) == read("top score")
