@@ -139,7 +139,7 @@ def cycle(ledger: Ledger, assistant: str, name: str, texts: bool) -> dict:
     done = _of_release(ledger, release["id"]) if release else []
     return told | {
         "assistant": assistant,
-        "made": described(ledger, release) if release else None,
+        "made": described(ledger, [release])[0] if release else None,
         "gates": [_gate(deed) for deed in done if deed["kind"] == "gate"],
         "checks": [_check(deed, texts) for deed in done if deed["kind"] != "gate"],
         "live": {"release": live["live_release"], "since": live["live_since"]},
@@ -232,19 +232,23 @@ def _check(deed: dict, texts: bool) -> dict:
     return _plain(deed) | {name: body[name] for name in shown if body.get(name) is not None}
 
 
-def described(ledger: Ledger, row: dict) -> dict:
-    """A release for people: what it is made of, and which parts differ from its parent's."""
-    made, parent = Release.of(row["body"]), None
-    if row["parent"]:
-        found = ledger.rows(sa.select(releases.c.body).where(releases.c.id == row["parent"]))
-        parent = Release.of(found[0]["body"]) if found else None
-    mine, theirs = served(made), served(parent) if parent else {}
+def described(ledger: Ledger, rows: Sequence[dict]) -> list[dict]:
+    """Releases for people: what each is made of, and which parts differ from its parent's."""
+    parents = {row["parent"] for row in rows if row["parent"]}
+    known = ledger.rows(sa.select(releases.c.id, releases.c.body).where(releases.c.id.in_(parents)))
+    bodies = {row["id"]: row["body"] for row in known}
+    return [_described(row, bodies.get(row["parent"])) for row in rows]
+
+
+def _described(row: dict, before: dict | None) -> dict:
+    made = Release.of(row["body"])
+    mine, theirs = served(made), served(Release.of(before)) if before else {}
     return {
         "id": row["id"],
         "kind": row["kind"],
         "parent": row["parent"],
         "at": row["at"],
-        "changed": [part for part in PARTS if parent and mine[part] != theirs[part]],
+        "changed": [part for part in PARTS if before and mine[part] != theirs[part]],
         "model": made.model.sha256[:12],
         "base": made.model.base[:12],
         "tuned": made.model.adapter is not None,

@@ -73,7 +73,8 @@ def _added(rows: list[dict], since: float) -> dict:
 def _live(ledger: Ledger, row: dict) -> dict | None:
     if row["live_release"] is None:
         return None
-    return described(ledger, ledger.release_row(row["live_release"])) | {"since": row["live_since"]}
+    (live,) = described(ledger, [ledger.release_row(row["live_release"])])
+    return live | {"since": row["live_since"]}
 
 
 def state(ledger: Ledger, row: dict, states: dict[str, dict]) -> list[dict]:
@@ -144,7 +145,7 @@ def lineage(ledger: Ledger, name: str) -> list[dict]:
     query = sa.select(*columns).where(d.assistant == name, d.release.in_([row["id"] for row in rows]))
     done = ledger.rows(query.where(d.kind.in_(cycles.DEEDS)).order_by(d.seq))
     found = []
-    for row in rows:
+    for row in described(ledger, rows):
         mine = [deed for deed in done if deed["release"] == row["id"]]
         gate = next((deed for deed in reversed(mine) if deed["kind"] == "gate"), None)
         failed = next((deed for deed in reversed(mine) if deed["verdict"] in ("silent", "broken")), None)
@@ -152,7 +153,7 @@ def lineage(ledger: Ledger, name: str) -> list[dict]:
         told = {"verdict": gate["verdict"], "reason": gate["reason"]} if gate else {"verdict": None, "reason": ""}
         if failed and not lived:
             told = {"verdict": "taken back", "reason": f"{failed['kind']}: {failed['reason']}"}
-        found.append(described(ledger, row) | told | {"live_at": lived})
+        found.append(row | told | {"live_at": lived})
     return found
 
 

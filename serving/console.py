@@ -8,15 +8,16 @@ computed in one thread of its own and kept, so that any number of readers cost t
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from data import cycles, history
@@ -34,19 +35,19 @@ FILE = Path(__file__).with_name("pages") / "console.html"
 DAYS = (1, 7, 30)
 KEEP_S = 4.0
 SHARE = 0.05
-"""Most of one processor's time that a view may take: one that took long is kept longer."""
+"""Most of a processor's time that a view may take: one that took long is kept longer."""
 MOST_VIEWS = 64
 
 
 class Views:
-    """Computed views by what was asked, each for KEEP_S at least; whoever asks meanwhile waits for the same one."""
+    """Computed views as JSON by what was asked, each for KEEP_S at least; who asks meanwhile waits for the same one."""
 
     def __init__(self):
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="console")
         self.kept: OrderedDict[tuple, asyncio.Future] = OrderedDict()
 
-    async def get(self, work: Callable[..., object], *asked) -> object:
-        """What `work(*asked)` returns, or returned a moment ago."""
+    async def get(self, work: Callable[..., dict], *asked) -> bytes:
+        """What `work(*asked)` returns, or returned a moment ago. The event loop, which answers, does none of it."""
         key = (work, *asked)
         if (held := self.kept.get(key)) is None:
             held = self.kept[key] = asyncio.ensure_future(self._compute(key))
@@ -54,15 +55,20 @@ class Views:
                 self.kept.popitem(last=False)
         return await asyncio.shield(held)
 
-    async def _compute(self, key: tuple) -> object:
-        work, *asked = key
-        loop, start, keep = asyncio.get_running_loop(), time.monotonic(), 0.0
+    async def _compute(self, key: tuple) -> bytes:
+        loop, keep = asyncio.get_running_loop(), 0.0
         try:
-            found = await loop.run_in_executor(self.thread, work, *asked)
-            keep = max(KEEP_S, (time.monotonic() - start) / SHARE)
+            found, took = await loop.run_in_executor(self.thread, _rendered, *key)
+            keep = max(KEEP_S, took / SHARE)
             return found
         finally:
             loop.call_later(keep, self.kept.pop, key, None)
+
+
+def _rendered(work: Callable[..., dict], *asked) -> tuple[bytes, float]:
+    """A view as JSON, and the processor's seconds that it took."""
+    start = time.thread_time()
+    return json.dumps(work(*asked)).encode(), time.thread_time() - start
 
 
 def routes(ledger: Ledger, log: RequestLog, chosen: Settings, secret: str) -> APIRouter:
@@ -91,21 +97,21 @@ def routes(ledger: Ledger, log: RequestLog, chosen: Settings, secret: str) -> AP
         return HTMLResponse(html, headers=alone(html))
 
     @router.get(f"{API}/assistants")
-    async def assistants(request: Request) -> dict:
+    async def assistants(request: Request) -> Response:
         allowed(request)
-        return await read(views.get(every))
+        return await shown(views.get(every))
 
     @router.get(f"{API}/assistants/{{name}}")
-    async def assistant(request: Request, name: str, days: int = 7) -> dict:
+    async def assistant(request: Request, name: str, days: int = 7) -> Response:
         texts = allowed(request)
         if days not in DAYS:
             raise Refused(400, f"days is {days}; give one of {', '.join(map(str, DAYS))}", param="days")
-        return await read(views.get(one, name, days, texts))
+        return await shown(views.get(one, name, days, texts))
 
     @router.get(f"{API}/assistants/{{name}}/cycles/{{number}}")
-    async def one_cycle(request: Request, name: str, number: str) -> dict:
+    async def one_cycle(request: Request, name: str, number: str) -> Response:
         texts = allowed(request)
-        return await read(views.get(cycle, name, number, texts))
+        return await shown(views.get(cycle, name, number, texts))
 
     @router.get(f"{PATH}/reports/{{seq}}")
     async def report(seq: int, until: int = 0, sign: str = "") -> HTMLResponse:
@@ -125,7 +131,11 @@ def stored_page(ledger: Ledger, reports: Reports, seq: int) -> str:
     return path.read_text()
 
 
-async def read(view) -> dict | str:
+async def shown(view: Awaitable[bytes]) -> Response:
+    return Response(await read(view), media_type="application/json", headers={"cache-control": "no-store"})
+
+
+async def read(view: Awaitable[bytes | str]) -> bytes | str:
     """What was asked for, or why it can not be had as the refusal it is."""
     try:
         return await view
