@@ -105,7 +105,7 @@ def _runs(ledger: Ledger, assistant: str, since: float) -> dict[int, list[dict]]
 
 
 def _release_of(row: dict, ran: Sequence[dict], done: Sequence[dict]) -> str | None:
-    """The release that the remedy of an outbox row made: the last one of its kind that was judged while it ran."""
+    """The release that the remedy of an outbox row made, or went back to: the last of its kind while it ran."""
     if named := (row["body"] or {}).get("release"):
         return named
     spans = [(run["at"] - run["body"]["seconds"] - SLACK_S, run["at"] + SLACK_S) for run in ran]
@@ -113,7 +113,7 @@ def _release_of(row: dict, ran: Sequence[dict], done: Sequence[dict]) -> str | N
         spans.append((max([run["at"] for run in ran], default=row["at"]), time.time()))
     wanted = MADE_BY.get(row["kind"])
     for deed in reversed(done):
-        fits = wanted is None or deed["made_as"] == wanted
+        fits = wanted is None or deed["made_as"] == wanted or deed["kind"] == row["kind"]
         if fits and any(start <= deed["at"] <= end for start, end in spans):
             return deed["release"]
     return None

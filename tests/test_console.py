@@ -94,6 +94,7 @@ def test_each_remedy_is_a_cycle_with_its_release_and_so_is_each_release_that_no_
     cycles = {cycle["id"]: cycle for cycle in read(http, "/handbook?days=7")["cycles"]}
     first, tuned, held, healed, broken = histories.made()
     assert cycles["remedy-1"]["release"] == healed.id and cycles["remedy-1"]["state"] == "acted"
+    assert cycles["remedy-2"]["release"] == healed.id, "it went back to a release that was there"
     assert (cycles["remedy-3"]["state"], cycles["remedy-3"]["release"]) == ("waiting", None)
     assert {cycles[r.id]["state"] for r in (first, tuned, broken)} == {"released"} and cycles[held.id][
         "state"
