@@ -29,13 +29,14 @@ MOST = 300
 
 
 def listed(ledger: Ledger, assistant: str, since: float) -> list[dict]:
-    """The cycles of an assistant that began after `since` (epoch seconds), newest first.
+    """The cycles of an assistant that began after `since` (epoch seconds) or go on, newest first.
 
     Each has `id`, `kind`, `at`, `ended` (None: not yet), `state`, `reason`, `release` (None: it made none) and
     `seconds` of machine time (None: not counted).
     """
-    asked = (outbox.c.assistant == assistant, outbox.c.at >= since, outbox.c.state != "merged")
-    rows = ledger.rows(sa.select(outbox).where(*asked).order_by(outbox.c.seq.desc()).limit(MOST))
+    recent = sa.or_(outbox.c.at >= since, outbox.c.settled_at.is_(None))
+    asked = sa.select(outbox).where(outbox.c.assistant == assistant, outbox.c.state != "merged", recent)
+    rows = ledger.rows(asked.order_by(outbox.c.seq.desc()).limit(MOST))
     made = ledger.rows(
         sa.select(releases.c.id, releases.c.kind, releases.c.at)
         .where(releases.c.assistant == assistant, releases.c.at >= since)
