@@ -44,8 +44,9 @@ class Reports:
         return path if inside else None
 
     def address(self, seq: int, now: float | None = None) -> str:
-        """Where the page of decision `seq` opens for VALID_S seconds."""
-        until = int((now or time.time()) + VALID_S)
+        """Where the page of decision `seq` opens, for VALID_S seconds at least; the same one for about as long, so that
+        a view that holds it does not change by itself."""
+        until = (int(now or time.time()) // VALID_S + 2) * VALID_S
         return f"/console/reports/{seq}?until={until}&sign={self._sign(seq, until)}"
 
     def check(self, seq: int, until: int, sign: str) -> None:

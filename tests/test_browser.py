@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 
+from serving import console
 from serving.app import Parts, create_app
 from settings import Settings
 from tests import histories
@@ -48,7 +49,8 @@ class Browser:
                 self.problems.append(said["params"])
 
     def run(self, expression: str):
-        return self.send("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        asked = {"expression": expression, "returnByValue": True, "awaitPromise": True}
+        return self.send("Runtime.evaluate", **asked)["result"].get("value")
 
     def open(self, url: str, width: int, until: str) -> str:
         """The text of the page at `url` once the expression `until` is true."""
@@ -95,7 +97,9 @@ def address(tmp_path_factory):
     router = SimpleNamespace(keys={}, read_at=0.0, age=0.0)
     parts = Parts(router, None, None, None, log, None, ledger)
     app = create_app(parts, Settings(home=home, api_key=None), "t", ThreadPoolExecutor(1))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with socket.create_server(("127.0.0.1", 0)) as listening, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(console, "KEEP_S", 0.0)  # so that each look is a new one
+        patched.setattr(console, "SHARE", 1.0)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
@@ -135,12 +139,10 @@ def test_each_page_is_built_without_an_error_within_the_width_and_from_this_host
     assert browser.run(unnamed) == 0, "every control and picture has a name"
 
 
-def test_a_refresh_leaves_what_is_open_and_in_focus_as_it_is(address, browser):
-    browser.open(f"{address}/console#/handbook", 1280, BUILT)
-    browser.run(
-        "window.kept = document.querySelector('#content section svg'); document.querySelector('details').open = true"
-    )
+@pytest.mark.parametrize("path", ["#/handbook", "#/handbook/remedy-1"])
+def test_a_refresh_leaves_what_is_open_and_in_focus_as_it_is(address, browser, path):
+    browser.open(f"{address}/console{path}", 1280, BUILT)
+    browser.run("window.kept = document.querySelector('#content svg'); document.querySelector('details').open = true")
     browser.run("document.querySelector('#content a').focus(); load()")
-    time.sleep(1)
     assert browser.run("window.kept.isConnected && document.querySelector('details').open")
     assert browser.run("document.activeElement.tagName") == "A"

@@ -8,6 +8,7 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from urllib.parse import parse_qsl
 
 import pytest
 from starlette.testclient import TestClient
@@ -15,6 +16,8 @@ from starlette.testclient import TestClient
 from serving import keys
 from serving.app import Parts, create_app
 from serving.console import FILE, Views
+from serving.refused import Refused
+from serving.reports import Reports
 from settings import Settings
 from tests import histories
 from tests.histories import SCRIPT
@@ -199,15 +202,20 @@ def test_an_evaluation_page_opens_by_its_signed_address_alone_and_may_run_nothin
 
 
 def test_a_path_in_a_decision_names_nothing_outside_the_reports(home, week):
-    from serving.reports import Reports
-
     reports, made = Reports(home / "reports", "s"), histories.made()[1].id
     assert reports.stored(made, "/elsewhere/now/0123456789abcdef.json", ".html"), "a home that was moved"
     (home / "reports" / made / "ab.html").symlink_to("/etc/hostname")
     strange = ((made, "../../../etc/passwd"), ("..", "0123456789abcdef"), (made, ""), (made, "x\0"), (made, "ab.json"))
     assert [reports.stored(*one, ".html") for one in strange] == [None] * 5
-    with pytest.raises(Exception, match="expired"):
-        reports.check(1, int(time.time()) - 1, reports.address(1, time.time() - 601).split("sign=")[1])
+
+
+def test_an_address_opens_for_ten_minutes_at_least_and_not_for_ever(home):
+    reports = Reports(home / "reports", "s")
+    fresh, old = (dict(parse_qsl(reports.address(1, time.time() - past).split("?")[1])) for past in (0, 1201))
+    assert int(fresh["until"]) >= time.time() + 600
+    reports.check(1, int(fresh["until"]), fresh["sign"])
+    with pytest.raises(Refused, match="expired"):
+        reports.check(1, int(old["until"]), old["sign"])
 
 
 # --- the page ---------------------------------------------------------------------------------
