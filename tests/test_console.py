@@ -205,8 +205,9 @@ def test_a_path_in_a_decision_names_nothing_outside_the_reports(home, week):
     reports, made = Reports(home / "reports", "s"), histories.made()[1].id
     assert reports.stored(made, "/elsewhere/now/0123456789abcdef.json", ".html"), "a home that was moved"
     (home / "reports" / made / "ab.html").symlink_to("/etc/hostname")
-    strange = ((made, "../../../etc/passwd"), ("..", "0123456789abcdef"), (made, ""), (made, "x\0"), (made, "ab.json"))
-    assert [reports.stored(*one, ".html") for one in strange] == [None] * 5
+    (home / "reports" / made / "notes.html").write_text("no evaluation")
+    strange = [(made, name) for name in ("../../../etc/passwd", "", "x\0", "ab.json", "notes.json")]
+    assert [reports.stored(*one, ".html") for one in [*strange, ("..", "0123456789abcdef")]] == [None] * 6
 
 
 def test_an_address_opens_for_ten_minutes_at_least_and_not_for_ever(home):
