@@ -59,6 +59,12 @@ requests = sa.Table(
     sa.Column("saved_completion_tokens", sa.Integer),
     sa.Column("saved_cost", sa.Float),
 )
+READ_BY_TIME = sa.Index(
+    "ix_requests_by_time",
+    *(requests.c[name] for name in ("assistant", "at", "source", "status", "abstained", "grounding")),
+    *(requests.c[name] for name in ("prompt_tokens", "completion_tokens", "first_token_s", "total_s", "cost")),
+)
+"""All that data/traffic adds up, so that it never reads the rows, which hold texts and vectors."""
 TOTALLED = ("key", "user", "tenant", "assistant", "release")
 """By what requests can be added up."""
 
@@ -301,7 +307,7 @@ class RequestLog:
 
 
 def _add_columns(engine: sa.Engine) -> None:
-    """Add what a log from an earlier version lacks; its rows have nothing there."""
+    """Add the columns and the index that a log from an earlier version lacks; its rows have nothing there."""
 
     def missing() -> list[sa.Column]:
         known = {column["name"] for column in sa.inspect(engine).get_columns(requests.name)}
@@ -315,6 +321,8 @@ def _add_columns(engine: sa.Engine) -> None:
         except sa.exc.DBAPIError:
             if column in missing():  # else another process was first
                 raise
+    with engine.begin() as connection:
+        connection.execute(sa.schema.CreateIndex(READ_BY_TIME, if_not_exists=True))
 
 
 def _prepare_sqlite(connection, _record) -> None:

@@ -23,7 +23,7 @@ from data.ledger import Ledger
 from data.records import Chunk, Filter, Release
 from data.redaction import redact
 from data.requests import Logged, RequestLog, asker
-from serving import ask, guard, rag, remedies, review
+from serving import ask, console, guard, rag, remedies, review
 from serving import exchange as ex
 from serving.door import Door
 from serving.guard import Chat
@@ -82,6 +82,7 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
     app.include_router(ask.page())
     app.include_router(review.routes(parts.ledger))
     app.include_router(remedies.routes(parts.ledger))
+    app.include_router(console.routes(parts.ledger, requests, chosen, token))
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:

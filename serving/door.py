@@ -18,10 +18,13 @@ from serving.wire import refusal
 from settings import Settings
 
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z", re.ASCII)
-SCOPE_OF = {"/v1/feedback": "feedback", "/review": "review", "/v1/remedies": "admin", "/metrics": "metrics"}
+SCOPE_OF = {"/v1/feedback": "feedback", "/review": "review", "/v1/remedies": "admin"}
+SCOPE_OF |= {"/metrics": "metrics", "/v1/console": "metrics"}
 """Path -> the scope that it and what lies below it need; every other path needs `ask`."""
-PAGES = ("/ask", "/review")
+PAGES = ("/ask", "/review", "/console")
 """Pages without any data in them: a browser brings no key along when it opens one. They ask for it themselves."""
+SIGNED = "/console/reports/"
+"""Addresses that carry a signature in place of a key; serving/reports.py checks it."""
 
 
 class Door:
@@ -57,7 +60,7 @@ class Door:
         key = NOBODY
         try:
             address = (scope.get("client") or ("unknown",))[0]
-            if not (scope["method"] == "GET" and scope["path"] in PAGES):
+            if not (scope["method"] == "GET" and (scope["path"] in PAGES or scope["path"].startswith(SIGNED))):
                 state["key"] = key = self.key(headers, address)
                 self.permit(key, scope["path"])
             if key.requests_per_minute:

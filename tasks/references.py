@@ -7,7 +7,7 @@ parent's meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,14 @@ SIGNALS = len(STREAMS) + 1
 """The family that shares the false-alarm budget: every stream, and the windows of questions."""
 TRAIL = 300
 """Points kept of each signal for its plot."""
+GROUPS = {
+    "staleness": "documents",
+    "deleted text cited": "documents",
+    "questions": "queries",
+    "probes": "retrieval",
+    "volume": "service",
+}
+"""The group, as in a row of STREAMS, of signals that are no streams; of any other it is the instruments."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +175,20 @@ def covers_deploy(state: dict, chosen: MonitorSettings) -> bool:
     if deployed is None or not detector or not detector["alarm"]:
         return False
     return abs(detector["since"] - deployed) <= chosen.around
+
+
+def told(before: Mapping[str, dict], seen: Sequence[Signal], states: Mapping[str, dict], now: float) -> dict:
+    """What people are shown of every signal: its group, whether it is in alarm, its sentence, and a trail if it has no
+    state of its own. One that had nothing to look at this time stays as it was, without its alarm."""
+    found = {name: shown | {"alarm": False} for name, shown in before.items()}
+    for signal in seen:
+        group = STREAMS[signal.name].group if signal.name in STREAMS else GROUPS.get(signal.name, "instruments")
+        shown = {"group": group, "alarm": signal.alarm, "sentence": signal.sentence}
+        if "detector" not in states.get(signal.name, {}):
+            trail = before.get(signal.name, {}).get("trail", [])
+            shown["trail"] = [*trail, [round(now), round(signal.value, 4)]][-TRAIL:]
+        found[signal.name] = shown
+    return found
 
 
 # --- questions --------------------------------------------------------------------------------

@@ -118,6 +118,7 @@ def watch(
     last |= {"label": judged[-1].review if judged else 0, "at": now, "buried": buried, "stale": stale.fingerprint}
     rates = [*volumes["rates"], busy["requests"] / busy["hours"]] if busy["hours"] > 0.01 else volumes["rates"]
     states |= {"cursor": last, "questions": questions, "probes": probes, "volume": {"rates": rates[-RUNS:]}}
+    states["told"] = references.told(before.get("told", {}), seen, states, now)
 
     evidence = concluded(seen, states, stale, row["live_since"], live, asked, ratings, chosen)
     asked_for = collected(book, assistant)

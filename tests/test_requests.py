@@ -123,7 +123,8 @@ def test_a_log_of_an_earlier_version_gets_the_columns_it_lacks_and_keeps_its_row
     log.write(row("kept"))
     log.close()
     with sqlite3.connect(tmp_path / "requests.db") as earlier:
-        earlier.execute("DROP INDEX ix_requests_key")
+        for index in ("key", "by_time"):
+            earlier.execute(f"DROP INDEX ix_requests_{index}")
         for column in later:
             earlier.execute(f"ALTER TABLE requests DROP COLUMN {column}")
     again = RequestLog(url)

@@ -326,3 +326,18 @@ def test_a_run_keeps_the_share_of_probes_from_before_an_alarm_and_survives_an_ol
     log.close()
     assert kept == [0.95, 1.0]
     assert states["latency"]["reference"] == [] and states["question length"]["reference"] == [2]
+
+
+def test_people_are_told_of_every_signal_and_of_what_was_not_looked_at_without_its_alarm():
+    loud = Signal("staleness", 1.0, True, "3 sections changed.")
+    stream = Signal("latency", 0.2, False, "latency is in line.", {})
+    first = references.told({}, (loud, stream), {"latency": {"detector": {}}}, 100.4)
+    assert first["staleness"] == {
+        "group": "documents", "alarm": True, "sentence": "3 sections changed.", "trail": [[100, 1.0]]
+    }  # fmt: skip
+    assert first["latency"] == {"group": "service", "alarm": False, "sentence": "latency is in line."}
+    later = references.told(first, (stream,), {"latency": {"detector": {}}}, 200.0)
+    assert (later["staleness"]["alarm"], later["staleness"]["trail"]) == (False, [[100, 1.0]])
+    for run in range(references.TRAIL + 5):
+        later = references.told(later, (loud,), {}, float(run))
+    assert len(later["staleness"]["trail"]) == references.TRAIL
