@@ -94,7 +94,7 @@ class Ledger:
         pointers = self.assistants()
         named = {p[key] for p in pointers for key in ("live_release", "canary_release") if p[key]}
         bodies = self.rows(sa.select(releases.c.id, releases.c.body).where(releases.c.id.in_(named))) if named else []
-        known = {row["id"]: Release.of(row["body"]) for row in bodies}
+        known = {row["id"]: Release.recorded(row["id"], row["body"]) for row in bodies}
         return {
             p["name"]: Routing(
                 p["name"],
@@ -188,7 +188,7 @@ class Ledger:
             c.execute(releases.update().where(releases.c.id == release.id).values(body=as_json(release)))
 
     def release(self, release_id: str) -> Release:
-        return Release.of(self.release_row(release_id)["body"])
+        return Release.recorded(release_id, self.release_row(release_id)["body"])
 
     def release_row(self, release_id: str) -> dict:
         found = self.rows(sa.select(releases).where(releases.c.id == release_id))

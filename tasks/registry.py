@@ -29,7 +29,7 @@ def mirror(release_id: str) -> str:
 
     book = Ledger(settings().ledger)
     row = book.release_row(release_id)
-    release = Release.of(row["body"])
+    release = book.release(release_id)
     client = _client()
     trained = record_training(release.model)
     experiment = mlflow.set_experiment(release.assistant)
