@@ -1,4 +1,4 @@
-"""A release from one installation to another: `python -m flows.release export --assistant NAME --to FILE`, `import FILE`.
+"""A release carried to another installation: `python -m flows.release export ... --to FILE | import FILE`.
 
 The bundle carries what is served, what judged it and how it was judged; what it may do here is decided here.
 """

@@ -1,4 +1,5 @@
-"""The processes of this machine: `python -m flows.stack start | run | status | stop | pause NAME | resume NAME`."""
+"""The processes and the state of this machine: `python -m flows.stack start | run | status | stop | backup FOLDER |
+restore FOLDER | pause NAME | resume NAME | delete NAME --yes`."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import httpx
 
+from flows import home
 from settings import LOOPBACK, ROOT, apply_environment, environment, settings
 
 BIN = Path(sys.executable).parent
@@ -271,15 +273,21 @@ def say(what: str) -> None:
 def main() -> None:
     commands = {"start": start, "run": run, "status": status, "stop": stop}
     parser = argparse.ArgumentParser(prog="python -m flows.stack", description=__doc__)
-    parser.add_argument("command", choices=[*commands, "pause", "resume"])
-    parser.add_argument("assistant", nargs="?", help="for pause and resume: whose automatic remedies")
+    parser.add_argument("command", choices=[*commands, "backup", "restore", "pause", "resume", "delete"])
+    parser.add_argument("what", nargs="?", help="backup, restore: the folder; pause, resume, delete: the assistant")
+    parser.add_argument("--yes", action="store_true", help="for delete: do it")
     apply_environment()
     chosen = parser.parse_args()
     if chosen.command in commands:
         sys.exit(commands[chosen.command]())
-    if not chosen.assistant:
-        parser.error(f"{chosen.command} needs the name of an assistant")
-    pause(chosen.assistant, chosen.command == "pause")
+    if not chosen.what:
+        parser.error(f"{chosen.command} needs a folder or the name of an assistant: see --help")
+    if chosen.command in ("pause", "resume"):
+        pause(chosen.what, chosen.command == "pause")
+    elif chosen.command == "delete":
+        home.delete(chosen.what, chosen.yes)
+    else:
+        {"backup": home.back_up, "restore": home.restore}[chosen.command](Path(chosen.what).resolve())
 
 
 if __name__ == "__main__":

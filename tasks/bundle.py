@@ -21,7 +21,7 @@ from data.records import Decision, IndexVersion, Model, Release, Snapshot, Sourc
 from data.remote import is_remote
 from data.sources import files as local_files
 from serving.engine import base_sha256, bases, verify, verify_model
-from serving.engine.models import COMPLETE, written_whole
+from serving.engine.models import written_whole
 from serving.engine.safety import check_adapter, files
 from serving.engine.weights import read_json
 from settings import settings
@@ -181,11 +181,10 @@ def _held(ledger: Ledger, release: Release) -> Snapshot | None:
     """The snapshot of a release that is here already and whole."""
     try:
         row, here = ledger.release_row(release.id), ledger.release(release.id)
-        verify_model(here.model)
         store.open_index(here.index).verify()
-    except (KeyError, ValueError, OSError, store.IndexDamaged):
+    except (KeyError, store.IndexDamaged):
         return None
-    return snapshots.complete(Path(row["snapshot"]["uri"]))
+    return snapshots.complete(Path(row["snapshot"]["uri"])) if _whole(here.model) else None
 
 
 def _check_snapshot(folder: Path, manifest: Manifest) -> None:
@@ -243,16 +242,22 @@ def _placed_model(folder: Path, model: Model) -> Model:
     if given.sha256 == model.sha256:
         return given
     target = settings().models / "imported" / digest(model.sha256, model.adapter)[:24]
-    if not (target / COMPLETE).exists():
+    uri = model.uri if model.engine == "transformers" else str(target / "model.gguf")
+    placed = replace(model, uri=uri, adapter_uri=str(target / "adapter" / ADAPTER[1]) if model.adapter else None)
+    if not _whole(placed):
         target.parent.mkdir(exist_ok=True)
         with written_whole(target) as staging:
             for part in (folder / "model").iterdir():
                 shutil.move(part, staging)
-            (staging / COMPLETE).write_text(model.sha256)
-    uri = model.uri if model.engine == "transformers" else str(target / "model.gguf")
-    placed = replace(model, uri=uri, adapter_uri=str(target / "adapter" / ADAPTER[1]) if model.adapter else None)
-    verify_model(placed)
     return placed
+
+
+def _whole(model: Model) -> bool:
+    try:
+        verify_model(model)
+        return model.adapter is None or verify(model.adapter_uri, model.adapter) is None
+    except (ValueError, OSError):
+        return False
 
 
 def _placed_snapshot(folder: Path, snapshot: Snapshot) -> Snapshot:

@@ -220,3 +220,33 @@ def prompt_version(assistant: str, prompt: Prompt) -> None:
                 return
     tags = {"sha256": sha, "passage": prompt.passage, "abstain": prompt.abstain, "chat": prompt.chat}
     mlflow.genai.register_prompt(name=name, template=template, commit_message=digest(sha)[:8], tags=tags)
+
+
+def forget(assistant: str) -> int:
+    """Mark the assistant's experiment as deleted, delete its registered model and its prompts; how many of the three.
+
+    `mlflow gc` then frees the artifacts. The experiment gives its name up first: MLflow keeps the name of a deleted one
+    taken, and a new assistant could not have it. Raises ConnectionError when MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client, gone = _client(), 0
+
+    def deleted(delete: Callable[[str], object], name: str) -> int:
+        try:
+            delete(name)
+            return 1
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return 0
+
+    try:
+        if (found := client.get_experiment_by_name(assistant)) and found.lifecycle_stage == "active":
+            client.rename_experiment(found.experiment_id, f"{assistant}, deleted as {found.experiment_id}")
+            client.delete_experiment(found.experiment_id)
+            gone += 1
+        gone += deleted(client.delete_registered_model, assistant)
+        return gone + deleted(client.delete_prompt, f"{assistant}-prompt")
+    except MlflowException as error:
+        raise ConnectionError(f"MLflow at {settings().mlflow} did not do it ({error}); start it, and again") from error

@@ -11,7 +11,18 @@ import settings
 from data import snapshots, store
 from data.chunking import chunk_ids
 from data.ledger import Ledger
-from data.records import Chunk, Decision, Document, Model, Prompt, Release, Section, Sources, as_json, file_sha256
+from data.records import (
+    Chunk,
+    Decision,
+    Document,
+    Model,
+    Prompt,
+    Release,
+    Section,
+    Sources,
+    as_json,
+    file_sha256,
+)
 from serving.engine import base_sha256, bases, export
 from tests import tiny
 from tests.ledgers import migrated

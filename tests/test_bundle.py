@@ -281,6 +281,12 @@ def bomb(parquet):
     return as_parquet(pa.table({name: ["x" * 1000] * 200_000 for name in ("a", "b")}), compression="zstd")
 
 
+def pickled_adapter(manifest, held):
+    data = pickle.dumps(Payload())
+    held["model/adapter/adapter_model.safetensors"] = data
+    manifest["release"]["model"]["adapter"] = hashlib.sha256(data).hexdigest()
+
+
 def wide_golden(manifest, held):
     table = pq.read_table(io.BytesIO(held["snapshot/golden.parquet"]))
     held["snapshot/golden.parquet"] = as_parquet(table.append_column("run", pa.array(["code"] * len(table))))
@@ -318,10 +324,7 @@ BAD = {
     "a pickle by its name": (renamed("report.md", "model/extra.pkl"), "no part of a release"),
     "a page that a browser would run": (renamed("report.md", "report.html"), "no part of a release"),
     "a pickle as the model": (replaced("model/model.gguf", pickle.dumps(Payload())), "sha256"),
-    "a pickle as the adapter": (
-        replaced("model/adapter/adapter_model.safetensors", pickle.dumps(Payload())),
-        "header",
-    ),
+    "a pickle as the adapter": (edited(pickled_adapter), "header"),
     "an adapter that names code": (
         replaced(
             "model/adapter/adapter_config.json", lambda d: json.dumps(json.loads(d) | {"auto_mapping": "x"}).encode()

@@ -73,7 +73,10 @@ def load(file: Path, index: IndexVersion, embed: Embed) -> IndexVersion:
         for batch in rows(chunks, vectors, index.embedder, index.chunker, parts).to_batches()
     )
     try:
-        table = db.create_table(name, data=pa.RecordBatchReader.from_batches(made, batches), schema=made)
+        try:
+            table = db.create_table(name, data=pa.RecordBatchReader.from_batches(made, batches), schema=made)
+        except RuntimeError as problem:  # whatever is wrong with a row comes as this
+            raise IndexDamaged(f"its rows cannot be written: {str(problem)[:200]}") from problem
         _checked(replace(here, version=table.version), embed)
         index_words(table, 0)
         how = nearest.index(table, embed)
@@ -98,8 +101,8 @@ def _schema(dimensions: int) -> pa.Schema:
 
 
 def _wide(found: pa.Schema) -> int:
-    kind = found.field("vector").type
-    return kind.list_size if pa.types.is_fixed_size_list(kind) else 0
+    kind = found.field("vector").type if "vector" in found.names else None
+    return kind.list_size if kind and pa.types.is_fixed_size_list(kind) else 0
 
 
 def _batches(held: pq.ParquetFile) -> Iterator[tuple[list[Chunk], np.ndarray]]:
