@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.records import ASSISTANT, Decision, Record, Release, Snapshot, Sources, as_json, file_sha256
@@ -36,7 +37,8 @@ NAMES = re.compile(
 )
 """The files that a bundle may hold: a release's rows, report, snapshot, base model, artifact, adapter, model card."""
 TIMES_LARGER, MARGIN_BYTES = 20, 64 << 20
-"""What a Parquet file may say that it unpacks to: so many times its size, and a margin for small ones."""
+"""What a Parquet file may unpack to: so many times its size, and a margin for small ones."""
+ROWS_COUNTED = 4096
 BLOCK = 512
 AGAIN = "export it again, or copy it again from where it was made"
 
@@ -123,18 +125,42 @@ def unpack(file: Path, folder: Path) -> Manifest:
 
 def readable(file: Path, fits: Callable[[pa.Schema], bool]) -> pq.ParquetFile:
     """A Parquet file of a bundle, opened; refused when its columns do not fit or it unpacks to far more than it is."""
+    most = TIMES_LARGER * file.stat().st_size + MARGIN_BYTES
     try:
         held = pq.ParquetFile(file)
         about = held.metadata
-        size = sum(about.row_group(n).total_byte_size for n in range(about.num_row_groups))
         fitting = fits(held.schema_arrow)
+        size = sum(about.row_group(n).total_byte_size for n in range(about.num_row_groups))
+        if fitting and size <= most:
+            size = _decoded(file, held, most)
     except (pa.ArrowException, OSError, ValueError, KeyError) as problem:
         raise refuse(file.name, f"is no Parquet file that this reads ({problem})"[:300], AGAIN) from problem
     if not fitting:
         raise refuse(file.name, "has other columns than this version writes", "use the same version on both sides")
-    if size > TIMES_LARGER * file.stat().st_size + MARGIN_BYTES:
-        raise refuse(file.name, f"unpacks from {file.stat().st_size >> 20} to {size >> 20} MiB", "do not use it")
+    if size > most:
+        raise refuse(
+            file.name, f"unpacks from {file.stat().st_size >> 20} to {size >> 20} MiB or more", "do not use it"
+        )
     return held
+
+
+def _decoded(file: Path, held: pq.ParquetFile, most: int) -> int:
+    """How many bytes the rows are in memory, counted up to `most`. A text that is stored once and named a million times
+    is in no size that the file states, so texts are left stored once while they are counted.
+    """
+    leaves = [held.schema.column(n) for n in range(held.metadata.num_columns)]
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    size = 0
+    for batch in pq.ParquetFile(file, read_dictionary=texts).iter_batches(batch_size=ROWS_COUNTED):
+        for column in batch.columns:
+            inner = column.flatten() if pa.types.is_list(column.type) else column
+            size += inner.nbytes
+            if pa.types.is_dictionary(inner.type):
+                lengths = pc.binary_length(inner.dictionary)
+                size += (pc.sum(lengths.take(inner.indices)).as_py() or 0) - inner.dictionary.nbytes
+        if size > most:
+            break
+    return size
 
 
 def refuse(file: Path | str, why: str, instead: str) -> ValueError:

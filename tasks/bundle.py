@@ -121,7 +121,8 @@ def admit(
             return ledger.release(release.id), kind, snapshot
         with tempfile.TemporaryDirectory(prefix=".import-", dir=settings().home) as temporary:
             folder = Path(temporary)
-            bundle.unpack(file, folder)
+            if bundle.unpack(file, folder) != manifest:
+                raise refuse(file, "changed while it was read", "import it again")
             _check_snapshot(folder / "snapshot", manifest)
             model = _checked_model(folder, release.model, file)
             index = _loaded(ledger, folder, release, file, embedder)

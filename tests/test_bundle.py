@@ -8,6 +8,7 @@ import pickle
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -278,7 +279,11 @@ def text_changed(parquet):
 
 
 def bomb(parquet):
-    return as_parquet(pa.table({name: ["x" * 1000] * 200_000 for name in ("a", "b")}), compression="zstd")
+    """A text that is stored once and named in every row: a few kB become 120 MB."""
+    row = pq.read_table(io.BytesIO(parquet))
+    at = row.schema.get_field_index("question")
+    long = row.set_column(at, row.schema.field("question"), pa.array(["x" * 400_000]))
+    return as_parquet(pa.concat_tables([long] * 300), compression="zstd", use_dictionary=["question"])
 
 
 def pickled_adapter(manifest, held):
@@ -362,13 +367,14 @@ BAD = {
     "rows that are no Parquet": (replaced("index.parquet", b"PAR1" + b"x" * 500 + b"PAR1"), "no Parquet"),
     "rows with other text": (replaced("index.parquet", text_changed), "does not match its id"),
     "rows with vectors of other texts": (vectors(lambda v: np.roll(v, 1, axis=0)), "not those of the embedder"),
-    "rows with vectors that are no numbers": (vectors(lambda v: v * np.nan), "vector of length"),
+    "rows with vectors that are no numbers": (vectors(lambda v: v * np.nan), "has NaNs"),
+    "rows with vectors that are not of length 1": (vectors(lambda v: v * 2), "vector of length"),
     "rows that are fewer": (
         replaced("index.parquet", lambda d: as_parquet(pq.read_table(io.BytesIO(d)).slice(1))),
         "checksum",
     ),
     "rows with other columns": (replaced("index.parquet", lambda d: as_parquet(pa.table({"a": [1]}))), "other columns"),
-    "a bomb": (replaced("snapshot/golden.parquet", bomb), "other columns|unpacks from"),
+    "a bomb": (replaced("snapshot/golden.parquet", bomb), "unpacks from 0 to"),
     "a snapshot with a column more": (edited(wide_golden), "other columns"),
     "golden questions changed under their marker": (
         replaced("snapshot/golden.parquet", lambda d: as_parquet(pq.read_table(io.BytesIO(d)).slice(1))),
@@ -376,6 +382,22 @@ BAD = {
     ),
     "a snapshot without a table": (edited(lambda m, h: h.pop("snapshot/golden.parquet")), "other tables"),
 }
+
+
+def test_a_bundle_larger_than_the_free_disk_is_not_unpacked(staged, production, monkeypatch):
+    monkeypatch.setattr(bundle.shutil, "disk_usage", lambda _: SimpleNamespace(free=bundle.SPARE_BYTES + 1000))
+    with pytest.raises(ValueError, match=r"holds \d+ MiB, and 1024 MiB are free; free some space"):
+        admit(staged[2])
+    assert left(production) == []
+
+
+def test_a_bundle_for_another_embedder_is_refused_before_anything_is_unpacked(staged, production, monkeypatch):
+    class Other(homes.Embed):
+        sha256 = "0" * 64
+
+    monkeypatch.setattr(bundle, "unpack", lambda *_: pytest.fail("unpacked"))
+    with pytest.raises(ValueError, match="indexed with the embedder eeeeeeeeeeee, not 000000000000"):
+        admit(staged[2], Other())
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -104,7 +104,9 @@ def test_everything_of_an_assistant_is_deleted_and_nothing_of_another(home):
     assert log.find(f"r-{homes.NAME}") is None and log.find(f"r-{OTHER}")
     log.close()
     assert AnswerCache().read(["k"]) == {}
-    named = [path for path in home.rglob("*") if homes.NAME in path.name and OTHER not in path.name]
+    # Locks stay: a writer that has lost its right is told by the number in them
+    files = [path for path in home.rglob("*") if path.parent.name != "leases"]
+    named = [path for path in files if homes.NAME in path.name and OTHER not in path.name]
     assert named == [] and not (home / "reports" / first.id).exists() and not (home / "models/tuned/a").exists()
     with pytest.raises(store.IndexDamaged):
         store.open_index(replace(first.index, snapshot="another reading"))
