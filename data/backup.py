@@ -21,7 +21,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from data.bundle import Packed
+from data.bundle import Packed, check_types
 from data.lease import DELETING, lease
 from data.ledger import Ledger, migrate
 from data.records import Record, as_json, file_sha256
@@ -53,9 +53,12 @@ class Backup(Record):
 def backup(target: Path) -> Backup:
     """Copies the home of this installation to the folder `target`, which appears in one step, whole.
 
-    Raises ValueError when a part of the state is not under the home, FileExistsError when `target` is there already.
+    Raises ValueError when there is nothing, or not all of the state is under the home; FileExistsError when `target`
+    is there already.
     """
     home = _whole_home()
+    if not (home / "ledger.db").exists():
+        raise ValueError(f"{home} has no ledger; set PERENNIAL_HOME to the home that is to be copied")
     if target.exists():
         raise FileExistsError(f"{target} is there already; name a new folder for each backup")
     with lease(DELETING), _appearing(target) as folder:
@@ -96,6 +99,7 @@ def read(source: Path) -> Backup:
     """What a backup says it holds. Raises ValueError when it is none."""
     try:
         made = Backup.of(json.loads((source / MARKER).read_text()))
+        check_types(made, Backup, "backup")
     except (OSError, ValueError, TypeError) as problem:
         raise ValueError(f"{source} is no whole backup ({problem}); name the folder that `backup` made") from problem
     if made.format != FORMAT:
@@ -135,7 +139,7 @@ def _whole_home() -> Path:
     for what in ("ledger_url", "requests_url", "store_uri", "mlflow_uri", "prefect_api"):
         if getattr(chosen, what):
             where = f"PERENNIAL_{what.upper()} is set: that part of the state is not under {chosen.home}"
-            raise ValueError(f"{where}; back it up with the tools of that server, then unset it for this command")
+            raise ValueError(f"{where}; use the tools of that server, this command copies one home alone")
     return chosen.home
 
 

@@ -90,6 +90,7 @@ def pack(target: Path, manifest: Manifest, places: Mapping[str, Path]) -> Manife
                     _copy(source, out, file, str(places[file.name]))
                 out.write(_padding(file.size))
             out.write(bytes(2 * BLOCK))
+        read_manifest(partial)  # what could not be read is not written
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
@@ -183,7 +184,7 @@ def _manifest(source: BinaryIO, file: Path) -> Manifest:
         raise refuse(file, f"is of format {str(version)[:60]!r}, this reads {FORMAT!r}", "use the same version of both")
     try:
         manifest = Manifest.of(said)
-        _check(manifest, Manifest, "manifest")
+        check_types(manifest, Manifest, "manifest")
     except (ValueError, RecursionError, TypeError, AttributeError) as problem:
         why = f"has a manifest that this version does not read ({problem})"[:300]
         raise refuse(file, why, "use the same version on both sides") from problem
@@ -226,19 +227,19 @@ def _check_files(manifest: Manifest, file: Path) -> None:
         raise refuse(file, f"has {there} bytes, and its manifest names {wanted}", "it was cut short: copy it again")
 
 
-def _check(value: object, kind: type, name: str) -> None:
+def check_types(value: object, kind: type, name: str) -> None:
     """Raises TypeError when a value of a record, or one in it, is not of the declared kind."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if type(None) in arguments:
         if value is not None:
-            _check(value, next(one for one in arguments if one is not type(None)), name)
+            check_types(value, next(one for one in arguments if one is not type(None)), name)
     elif is_dataclass(kind) and isinstance(value, kind):
         hints = typing.get_type_hints(kind)
         for field in fields(kind):
-            _check(getattr(value, field.name), hints[field.name], f"{name}.{field.name}")
+            check_types(getattr(value, field.name), hints[field.name], f"{name}.{field.name}")
     elif origin is tuple and isinstance(value, tuple):
         for inner in value:
-            _check(inner, arguments[0], name)
+            check_types(inner, arguments[0], name)
     elif type(value) is not kind and (type(value), kind) != (int, float):
         raise TypeError(f"{name} is {str(value)[:60]!r}")
 

@@ -11,7 +11,7 @@ from settings import settings
 
 @contextmanager
 def told() -> Iterator[None]:
-    """A refusal ends the command with its sentence."""
+    """A refusal ends a command with its sentence."""
     try:
         yield
     except (ValueError, KeyError, OSError) as refused:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from prefect.states import State
 from data.bundle import Manifest, read_manifest
 from data.ledger import Ledger, migrate
 from data.records import file_sha256
+from flows.home import told
 from flows.lifecycle import named, release_candidate
 from settings import apply_environment, settings
 from tasks import bundle, precedents
@@ -47,6 +47,7 @@ def import_release(
     return named(release_candidate(candidate, kind, snapshot, precedents.gates(book, candidate.assistant)))
 
 
+@told()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.release", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -61,18 +62,13 @@ def main() -> None:
     apply_environment()
     chosen = parser.parse_args()
     migrate(settings().ledger)
-    try:
-        if chosen.command == "export":
-            made = export_release(chosen.assistant, chosen.to, chosen.release)
-            size = chosen.to.stat().st_size / 1e6
-            print(
-                f"{made.id} is in {chosen.to}: {len(made.files)} files, {size:.1f} MB, sha256 {file_sha256(chosen.to)}"
-            )
-            return
-        places = {what: getattr(chosen, what) for what in ("documents", "examples", "golden")}
-        decision = import_release(str(chosen.file), **places, return_state=True).result()
-    except (ValueError, KeyError, FileNotFoundError) as refused:
-        sys.exit(f"flows.release: {refused}")
+    if chosen.command == "export":
+        made = export_release(chosen.assistant, chosen.to, chosen.release)
+        size, sha256 = chosen.to.stat().st_size / 1e6, file_sha256(chosen.to)
+        print(f"{made.id} is in {chosen.to}: {len(made.files)} files, {size:.1f} MB, sha256 {sha256}")
+        return
+    places = {what: getattr(chosen, what) for what in ("documents", "examples", "golden")}
+    decision = import_release(str(chosen.file), **places, return_state=True).result()
     print(json.dumps({"release_id": decision.release, "decision": decision.verdict, "reason": decision.reason}))
 
 

@@ -25,6 +25,7 @@ from serving.engine.models import written_whole
 from serving.engine.safety import check_adapter, files
 from serving.engine.weights import read_json
 from settings import settings
+from tasks.evaluate import changed_parts
 from tasks.index import in_use
 
 CARRIED = ("openvino", "transformers")
@@ -143,7 +144,8 @@ def kind_here(candidate: Release, live: Release | None) -> str:
     """What kind of candidate a release is against what is live here, whatever the bundle calls it."""
     if live is None:
         return "bootstrap"
-    return "tuned" if candidate.model.sha256 != live.model.sha256 else "reindex"
+    changed = changed_parts(candidate, live)
+    return "tuned" if "model" in changed else "reindex" if changed <= {"index"} else "reprompt"
 
 
 def _check_fit(manifest: Manifest, file: Path, embedder: Embedder) -> None:

@@ -147,6 +147,13 @@ def test_state_on_other_servers_is_refused_without_showing_its_password(home, mo
     assert "secret" not in str(refused.value)
 
 
+def test_every_place_that_the_settings_name_is_in_a_backup(home):
+    chosen = settings()
+    urls = [url.removeprefix("sqlite:///") for url in (chosen.ledger, chosen.requests)]
+    places = {str(Path(place).relative_to(home)) for place in (*urls, chosen.store, chosen.models, chosen.snapshots)}
+    assert places <= {*backup.DATABASES, *backup.FOLDERS}
+
+
 def test_a_backup_that_fails_leaves_nothing(home, monkeypatch, tmp_path):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -123,12 +123,26 @@ def test_a_release_whose_files_were_lost_is_made_whole_by_its_bundle(staged, pro
     verify_model(admit(staged[2])[0].model)
 
 
-def test_what_a_bundle_is_called_decides_nothing(staged, production, tmp_path):
-    _, release, file = staged
-    manifest, held = members(file)
-    other = written(tmp_path / "b", manifest | {"kind": "bootstrap"}, held)
-    live = homes.live(homes.weights(tmp_path / "other"), production / "documents", texts=homes.TEXTS[:2])
-    assert admit(other)[1] == ("tuned" if live.model.sha256 != release.model.sha256 else "reindex")
+def test_what_a_bundle_is_called_decides_nothing(staged, production, made, tmp_path):
+    manifest, held = members(staged[2])
+    homes.live(made, production / "documents", texts=homes.TEXTS[:2])
+    called = written(tmp_path / "b", manifest | {"kind": "bootstrap"}, held)
+    assert admit(called)[1] == "reindex", "against what is live here only the index differs"
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"model": {"sha256": "f" * 64}}, "tuned"),
+        ({"index": {"checksum": "f" * 64}}, "reindex"),
+        ({"prompt": {"system": "Be brief."}, "index": {"checksum": "f" * 64}}, "reprompt"),
+    ],
+)
+def test_a_candidate_is_of_the_kind_of_what_differs_from_what_is_live(change, kind, staged):
+    live = staged[1]
+    body = as_json(live)
+    other = Release.of(body | {part: body[part] | values for part, values in change.items()})
+    assert carried.kind_here(other, live) == kind
 
 
 def test_the_scores_of_the_bundle_are_no_evaluation_of_this_machine(staged, production):
@@ -142,6 +156,17 @@ def test_a_build_after_an_import_takes_no_vector_of_it(staged, production):
     here, _, _ = admit(staged[2])
     built = homes.index()
     assert built.table != here.index.table and built.embedded == len(homes.TEXTS)
+
+
+def test_a_table_that_was_cut_short_before_its_words_were_indexed_is_finished(staged, production):
+    here, _, _ = admit(staged[2])
+    table = store.transfer.open_version(here.index.uri, here.index.table)
+    table.drop_index("words_idx")
+    Path(here.model.uri).unlink()  # so that the bundle is taken in again
+    again, _, _ = admit(staged[2])
+    asked = homes.Embed().embed_passages(["nothing of it"])[0]
+    words = Retrieval(vector_weight=0.0)
+    assert store.open_index(again.index).search("syslog", asked, words)[0].chunk.text == homes.TEXTS[2]
 
 
 def test_the_next_import_removes_what_nothing_uses_of_the_ones_before(staged, production):
@@ -369,6 +394,7 @@ BAD = {
     "rows with vectors of other texts": (vectors(lambda v: np.roll(v, 1, axis=0)), "not those of the embedder"),
     "rows with vectors that are no numbers": (vectors(lambda v: v * np.nan), "has NaNs"),
     "rows with vectors that are not of length 1": (vectors(lambda v: v * 2), "vector of length"),
+    "no rows": (replaced("index.parquet", lambda d: as_parquet(pq.read_table(io.BytesIO(d)).slice(0, 0))), "checksum"),
     "rows that are fewer": (
         replaced("index.parquet", lambda d: as_parquet(pq.read_table(io.BytesIO(d)).slice(1))),
         "checksum",

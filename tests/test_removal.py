@@ -117,6 +117,14 @@ def test_everything_of_an_assistant_is_deleted_and_nothing_of_another(home):
     assert router.assistants() == [OTHER]
 
 
+def test_no_table_of_the_ledger_is_forgotten():
+    assert {table.name for table in metadata.sorted_tables if "assistant" not in table.c} == {
+        "assistants",  # its own row
+        "reports",  # by their release
+        "keys",  # of people, for any assistant
+    }
+
+
 def test_its_text_is_overwritten_in_the_databases(home):
     removal.remove(homes.ledger(), homes.NAME)
     for name in ("ledger.db", "requests.db"):

@@ -58,32 +58,48 @@ def load(file: Path, index: IndexVersion, embed: Embed) -> IndexVersion:
     rows are not those of the record, or a sample of their vectors not what `embed` gives; then nothing is left of them.
     """
     name = apart(table_name(index.assistant, index.embedder, index.chunker), index.checksum)
-    db, here = connect(settings().store), replace(index, uri=settings().store, table=name)
-    if name in names(settings().store):
-        try:
-            return _checked(replace(here, version=open_version(here.uri, name).version), embed)
-        except IndexDamaged:  # cut short while it was written
-            db.drop_table(name)
+    here = replace(index, uri=settings().store, table=name)
+    table = _standing(here, embed)
+    if table is None:
+        table = _written(file, here, embed)
+    index_words(table, 0)
+    how = nearest.index(table, embed)
+    return replace(here, version=table.version, nearest=how)
+
+
+def _standing(here: IndexVersion, embed: Embed):
+    """The table of `here` when it is there and whole; one that was cut short is removed."""
+    if here.table not in names(here.uri):
+        return None
+    try:
+        table = open_version(here.uri, here.table)
+        _check(replace(here, version=table.version), embed)
+    except IndexDamaged:
+        connect(here.uri).drop_table(here.table)
+        return None
+    return table
+
+
+def _written(file: Path, here: IndexVersion, embed: Embed):
+    """The table of `here` with the rows of a file, in one commit."""
     held = readable(file, lambda found: found.equals(_schema(_wide(found))))
     parts = Counter(place_of(chunk) for chunks, _ in _batches(held) for chunk in chunks)
-    made = schema(_wide(held.schema_arrow), index.embedder, index.chunker)
+    made = schema(_wide(held.schema_arrow), here.embedder, here.chunker)
     batches = (
         batch
         for chunks, vectors in _batches(held)
-        for batch in rows(chunks, vectors, index.embedder, index.chunker, parts).to_batches()
+        for batch in rows(chunks, vectors, here.embedder, here.chunker, parts).to_batches()
     )
+    reader, db = pa.RecordBatchReader.from_batches(made, batches), connect(here.uri)
     try:
-        try:
-            table = db.create_table(name, data=pa.RecordBatchReader.from_batches(made, batches), schema=made)
-        except RuntimeError as problem:  # whatever is wrong with a row comes as this
-            raise IndexDamaged(f"its rows cannot be written: {str(problem)[:200]}") from problem
-        _checked(replace(here, version=table.version), embed)
-        index_words(table, 0)
-        how = nearest.index(table, embed)
-    except BaseException:
-        db.drop_table(name, ignore_missing=True)
+        table = db.create_table(here.table, data=reader, schema=made)
+        _check(replace(here, version=table.version), embed)
+    except IndexDamaged:
+        db.drop_table(here.table)
         raise
-    return replace(here, version=table.version, nearest=how)
+    except RuntimeError as problem:  # whatever is wrong with a row comes as this
+        raise IndexDamaged(f"its rows cannot be written: {str(problem)[:200]}") from problem
+    return table
 
 
 def drop_apart(assistant: str, pinned: Collection[IndexVersion]) -> int:
@@ -114,16 +130,17 @@ def _batches(held: pq.ParquetFile) -> Iterator[tuple[list[Chunk], np.ndarray]]:
         raise IndexDamaged(f"the rows of the index cannot be read ({problem})"[:300]) from problem
 
 
-def _checked(index: IndexVersion, embed: Embed) -> IndexVersion:
-    """`index` when its table is whole, and a random sample of its vectors what `embed` gives for their texts."""
+def _check(index: IndexVersion, embed: Embed) -> None:
+    """Raises IndexDamaged unless the table is whole, and a sample of its vectors what `embed` gives for their texts."""
     opened = Index(index)
     opened.verify()
-    some = random.SystemRandom().sample(sorted(opened.ids()), min(COMPARED, len(opened.ids())))
     held = opened.vectors()
+    if not held:
+        raise IndexDamaged("it holds no chunk")
+    some = random.SystemRandom().sample(sorted(held), min(COMPARED, len(held)))
     wanted = embed([words_of(opened.chunk(chunk)) for chunk in some])
     if wanted.shape[1] != len(held[some[0]]):
         raise IndexDamaged(f"its vectors have {len(held[some[0]])} numbers, the embedder's {wanted.shape[1]}")
     worst = min(float(held[chunk] @ row) for chunk, row in zip(some, wanted, strict=True))
     if not worst >= LEAST_COSINE:
         raise IndexDamaged(f"its vectors are not those of the embedder that it names (cosine {worst:.2f})")
-    return index
