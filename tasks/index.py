@@ -85,8 +85,9 @@ def repair(ledger: Ledger, live: Release) -> Release:
     except IndexDamaged as error:
         print(f"repair: {error}")
     snapshot = Snapshot.of(ledger.release_row(live.id)["snapshot"])
+    built = build_index(snapshot, anew=True)
     try:
-        repaired = live.moved(index=build_index(snapshot, anew=True))
+        repaired = live.moved(index=built)
     except ValueError as other:
         raise IndexDamaged(
             f"the index of {live.id} is damaged, and its snapshot {snapshot.id} gives another: re-index with the "
