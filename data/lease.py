@@ -12,6 +12,9 @@ from uuid import uuid4
 
 from settings import settings
 
+DELETING = "deleting"
+"""The right to remove files that a record may name: nobody else has it while a backup is copied."""
+
 
 @contextmanager
 def lease(name: str, timeout_s: float = 120.0) -> Iterator[Callable[[], None]]:

@@ -103,7 +103,7 @@ class Ledger:
         named = {p[key] for p in pointers for key in ("live_release", "canary_release") if p[key]}
         named |= {row["b"] for row in running.values()}
         bodies = self.rows(sa.select(releases.c.id, releases.c.body).where(releases.c.id.in_(named))) if named else []
-        known = {row["id"]: Release.of(row["body"]) for row in bodies}
+        known = {row["id"]: Release.recorded(row["id"], row["body"]) for row in bodies}
         found = {}
         for p in pointers:
             live, canary = known.get(p["live_release"]), known.get(p["canary_release"])
@@ -202,7 +202,7 @@ class Ledger:
             c.execute(releases.update().where(releases.c.id == release.id).values(body=as_json(release)))
 
     def release(self, release_id: str) -> Release:
-        return Release.of(self.release_row(release_id)["body"])
+        return Release.recorded(release_id, self.release_row(release_id)["body"])
 
     def release_row(self, release_id: str) -> dict:
         found = self.rows(sa.select(releases).where(releases.c.id == release_id))

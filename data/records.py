@@ -10,7 +10,8 @@ import hashlib
 import json
 import types
 import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -61,18 +62,26 @@ def _build(kind, value):
 
 
 class Record:
-    """Reading a record back from JSON; unknown keys are refused, so nothing is dropped in silence."""
+    """Reading a record back from JSON; unknown keys are refused, so nothing is dropped in silence.
+
+    `retired`: fields that records of earlier versions have and nothing reads any more.
+    """
+
+    retired: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def of(cls, data: dict):
         hints = typing.get_type_hints(cls)
         known = {one.name for one in fields(cls)}
-        if unknown := set(data) - known:
+        if unknown := set(data) - known - {*cls.retired}:
             raise ValueError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}; it has {', '.join(sorted(known))}")
-        return cls(**{name: _build(hints[name], value) for name, value in data.items()})
+        return cls(**{name: _build(hints[name], value) for name, value in data.items() if name in known})
 
 
 # --- what goes in -----------------------------------------------------------------------------
+
+ASSISTANT = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
+"""The name of an assistant, as a regular expression."""
 
 
 @dataclass(frozen=True)
@@ -364,6 +373,7 @@ class Retrieval(Record):
     section_characters: int = 0
     reranker: str | None = None
     rerank: int = 20
+    retired: ClassVar[tuple[str, ...]] = ("rrf_k",)
 
     def __post_init__(self):
         if not 0 <= self.vector_weight <= 1:
@@ -455,11 +465,31 @@ class Release(Record):
     guard: Guard = Guard()
     reuse: Reuse | None = None
 
+    @classmethod
+    def recorded(cls, release_id: str, body: dict) -> Release:
+        """A release of the ledger under the id it was released with: a later version of this code may hash more."""
+        release = cls.of(body)
+        release.__dict__["id"] = release_id
+        return release
+
+    def moved(self, model: Model | None = None, index: IndexVersion | None = None) -> Release:
+        """The same release with its files in another place. Raises ValueError when what is there is something else."""
+        there = replace(self, model=model or self.model, index=index or self.index)
+        if there.content != self.content:
+            raise ValueError(f"{self.id} is not what lies there: its model or its index differ from the record")
+        return self.recorded(self.id, as_json(there))
+
     @property
-    def id(self) -> str:
-        served = (self.assistant, self.model.sha256, self.index.checksum, self.index.embedder, self.index.chunker)
+    def content(self) -> tuple:
+        """What the id is a hash of."""
+        index = self.index
+        served = (self.assistant, self.model.sha256, index.checksum, index.embedder, index.chunker)
         served += (self.reuse,) if self.reuse else ()  # without one the ids of before there was one stay
-        return "rel-" + digest(served, self.prompt, self.retrieval, self.decoding, self.guard)[:20]
+        return served, self.prompt, self.retrieval, self.decoding, self.guard
+
+    @cached_property
+    def id(self) -> str:
+        return "rel-" + digest(*self.content)[:20]
 
 
 # --- what is answered -------------------------------------------------------------------------

@@ -297,6 +297,11 @@ class RequestLog:
         self.flush()
         return self._delete(requests.c.user == user)
 
+    def delete_assistant(self, assistant: str) -> int:
+        """Delete every row of an assistant and return how many."""
+        self.flush()
+        return self._delete(requests.c.assistant == assistant)
+
     def prune(self, days: float) -> int:
         """Delete rows older than `days` and return how many."""
         return self._delete(requests.c.at < time.time() - days * 86_400)

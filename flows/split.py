@@ -115,7 +115,7 @@ def adopt(book: Ledger, test: Split) -> str:
     """
     row, snapshot = book.release_row(test.b), Snapshot.of(book.release_row(test.a)["snapshot"])
     gates = precedents.gates(book, test.assistant)
-    state = lifecycle.release(Release.of(row["body"]), row["kind"], snapshot, gates, return_state=True)
+    state = lifecycle.release(book.release(test.b), row["kind"], snapshot, gates, return_state=True)
     if not state.is_completed():
         return f"b is not live yet: {state.message}"
     decision = state.result()

@@ -1,4 +1,5 @@
-"""The processes of this machine: `python -m flows.stack start | run | status | stop`."""
+"""The processes and the state of this machine: `python -m flows.stack start | run | status | stop | backup FOLDER |
+restore FOLDER | delete NAME --yes`."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import httpx
 
+from flows import home
 from settings import LOOPBACK, ROOT, apply_environment, environment, settings
 
 BIN = Path(sys.executable).parent
@@ -260,9 +262,19 @@ def say(what: str) -> None:
 def main() -> None:
     commands = {"start": start, "run": run, "status": status, "stop": stop}
     parser = argparse.ArgumentParser(prog="python -m flows.stack", description=__doc__)
-    parser.add_argument("command", choices=commands)
+    parser.add_argument("command", choices=[*commands, "backup", "restore", "delete"])
+    parser.add_argument("what", nargs="?", help="backup, restore: the folder; delete: the assistant")
+    parser.add_argument("--yes", action="store_true", help="for delete: do it")
     apply_environment()
-    sys.exit(commands[parser.parse_args().command]())
+    chosen = parser.parse_args()
+    if chosen.command in commands:
+        sys.exit(commands[chosen.command]())
+    if not chosen.what:
+        parser.error(f"{chosen.command} needs a folder or the name of an assistant: see --help")
+    if chosen.command == "delete":
+        home.delete(chosen.what, chosen.yes)
+    else:
+        {"backup": home.back_up, "restore": home.restore}[chosen.command](Path(chosen.what).resolve())
 
 
 if __name__ == "__main__":

@@ -102,7 +102,8 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     key = digest(*arms_asked, *advised, as_json(suite), metrics_hash())
     path = settings().home / "reports" / candidate.id / f"{key[:16]}.json"
     if path.exists() and (body := json.loads(path.read_text()))["candidate"]:
-        return Evaluation.of(body["evaluation"])  # without scores its files were broken then: they may be whole now
+        # Without scores its files were broken then: they may be whole now. The home may be another one by now.
+        return replace(Evaluation.of(body["evaluation"]), uri=str(path))
     start = time.monotonic()
     book = Ledger(settings().ledger)
     tombstones = book.tombstones(candidate.assistant)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
 from data import chunking, snapshots
+from data.lease import DELETING, lease
 from data.ledger import Ledger
 from data.records import ChunkSettings, IndexVersion, Record, Release, Snapshot, Sources, digest
 from settings import settings
@@ -83,12 +85,14 @@ def repair(ledger: Ledger, live: Release) -> Release:
     except IndexDamaged as error:
         print(f"repair: {error}")
     snapshot = Snapshot.of(ledger.release_row(live.id)["snapshot"])
-    repaired = replace(live, index=build_index(snapshot, anew=True))
-    if repaired.id != live.id:
+    built = build_index(snapshot, anew=True)
+    try:
+        repaired = live.moved(index=built)
+    except ValueError as other:
         raise IndexDamaged(
             f"the index of {live.id} is damaged, and its snapshot {snapshot.id} gives another: re-index with the "
             "chunk settings it was made with, or roll back"
-        )
+        ) from other
     ledger.relocate(repaired)
     return repaired
 
@@ -175,9 +179,20 @@ def sweep(ledger: Ledger, version: IndexVersion) -> None:
     from data import store
 
     name = version.assistant
+    with ExitStack() as held:
+        try:
+            held.enter_context(lease(DELETING, timeout_s=0))
+        except TimeoutError as busy:
+            print(f"index: {busy}; what nothing needs any more is removed after the next build")
+            return
+        rows = in_use(ledger, name)
+        pinned = {Release.of(row["body"]).index for row in rows}
+        store.sweep(version, pinned)
+        kept = {version.snapshot, *(index.snapshot for index in pinned), *(row["snapshot"]["id"] for row in rows)}
+        snapshots.sweep(settings().snapshots / name, kept)
+
+
+def in_use(ledger: Ledger, name: str) -> list[dict]:
+    """The rows of an assistant's releases that can be gone back to or may still be decided on: their files stay."""
     pending = ledger.pending_releases(name, time.time() - UNDECIDED_S)
-    rows = [ledger.release_row(kept) for kept in {*ledger.accepted_releases(name)[:KEPT_RELEASES], *pending}]
-    pinned = {Release.of(row["body"]).index for row in rows}
-    store.sweep(version, pinned)
-    kept = {version.snapshot, *(index.snapshot for index in pinned), *(row["snapshot"]["id"] for row in rows)}
-    snapshots.sweep(settings().snapshots / name, kept)
+    return [ledger.release_row(kept) for kept in {*ledger.accepted_releases(name)[:KEPT_RELEASES], *pending}]

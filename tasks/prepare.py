@@ -21,7 +21,7 @@ from data import cleaning, copies, formats, redaction, snapshots
 from data.feedback import Said
 from data.formats import File
 from data.readers import Read
-from data.records import Cleaning, Document, Example, Snapshot, Sources, as_json, digest
+from data.records import ASSISTANT, Cleaning, Document, Example, Snapshot, Sources, as_json, digest
 from data.reviews import Ruling
 from data.snapshots import NO_FILE, VERSION, Writer
 from settings import settings
@@ -53,7 +53,7 @@ def prepare(
     and feedback that changed nothing give the snapshot there already is.
     Raises FileNotFoundError for a path with nothing at it, ValueError when no document could be read.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", sources.assistant):
+    if not re.fullmatch(ASSISTANT, sources.assistant):
         raise ValueError(f"assistant {sources.assistant!r}: use letters, digits, '-', '_' and '.', at most 63")
     folder = settings().snapshots / sources.assistant
     listed = formats.listed(sources.documents)

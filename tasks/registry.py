@@ -30,7 +30,7 @@ def mirror(release_id: str) -> str:
 
     book = Ledger(settings().ledger)
     row = book.release_row(release_id)
-    release = Release.of(row["body"])
+    release = book.release(release_id)
     client = _client()
     trained = record_training(release.model)
     experiment = mlflow.set_experiment(release.assistant)
@@ -226,7 +226,10 @@ def prompt_version(assistant: str, prompt: Prompt) -> None:
 
 
 def prompt(assistant: str, version: int) -> Prompt:
-    """A registered version of an assistant's prompt. Raises KeyError when there is no such version."""
+    """A registered version of an assistant's prompt, without worked examples: those are chosen for a release.
+
+    Raises KeyError when there is no such version.
+    """
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -241,3 +244,33 @@ def prompt(assistant: str, version: int) -> Prompt:
     texts = {message["role"]: message["content"] for message in found.template}
     kept = {tag: found.tags[tag] for tag in ("passage", "abstain", "chat")}
     return Prompt(system=texts["system"], user=texts["user"], **kept)
+
+
+def forget(assistant: str) -> int:
+    """Mark the assistant's experiment as deleted, delete its registered model and its prompts; how many of the three.
+
+    `mlflow gc` then frees the artifacts. The experiment gives its name up first: MLflow keeps the name of a deleted one
+    taken, and a new assistant could not have it. Raises ConnectionError when MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client, gone = _client(), 0
+
+    def deleted(delete: Callable[[str], object], name: str) -> int:
+        try:
+            delete(name)
+            return 1
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return 0
+
+    try:
+        if (found := client.get_experiment_by_name(assistant)) and found.lifecycle_stage == "active":
+            client.rename_experiment(found.experiment_id, f"{assistant}, deleted as {found.experiment_id}")
+            client.delete_experiment(found.experiment_id)
+            gone += 1
+        gone += deleted(client.delete_registered_model, assistant)
+        return gone + deleted(client.delete_prompt, f"{assistant}-prompt")
+    except MlflowException as error:
+        raise ConnectionError(f"MLflow at {settings().mlflow} did not do it ({error}); start it, and again") from error

@@ -84,7 +84,7 @@ def write(
         draft.add(waiting)
         draft.drop_gone()
         table = draft.table
-        _index_words(table, draft.deleted)
+        index_words(table, draft.deleted)
         how = nearest.index(table, embed)
         return IndexVersion(
             assistant=assistant,
@@ -188,7 +188,7 @@ class _Draft:
         return None if self.table is None else self.table.schema.field("vector").type.list_size
 
 
-def _index_words(table, deleted: int) -> None:
+def index_words(table, deleted: int) -> None:
     """Brings the full text up to date with the rows, in proportion to what changed; `deleted` rows are no more.
 
     A new segment covers the new rows; after MOST_SEGMENTS of them, or many deletions, the index is built anew.

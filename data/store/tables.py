@@ -35,15 +35,34 @@ def checksum(ids: Iterable[str], embedder: str, chunker: str) -> str:
 
 def table_name(assistant: str, embedder: str, chunker: str) -> str:
     """The table of an assistant for one embedder, chunker and schema: another of these gets a table of its own."""
+    return f"{_prefix(assistant)}-{digest(embedder, chunker, SCHEMA)[:10]}"
+
+
+def _prefix(assistant: str) -> str:
     readable = re.sub(r"[^A-Za-z0-9_-]", "_", assistant)[:40]
-    return f"{readable}-{digest(assistant)[:6]}-{digest(embedder, chunker, SCHEMA)[:10]}"
+    return f"{readable}-{digest(assistant)[:6]}"
 
 
 def tables_beside(uri: str, base: str) -> list[str]:
     """The tables that were built beside each other, oldest first: `base`, `base-2`, `base-3` and so on."""
     return sorted(
-        (n for n in _names(uri) if re.fullmatch(rf"{re.escape(base)}(-[0-9]+)?", n)), key=lambda n: _turn(n, base)
+        (n for n in names(uri) if re.fullmatch(rf"{re.escape(base)}(-[0-9]+)?", n)), key=lambda n: _turn(n, base)
     )
+
+
+def apart(base: str, content: str) -> str:
+    """The name of the table for rows from elsewhere with the checksum `content`: beside none that is built here."""
+    return f"{base}-of-{content[:12]}"
+
+
+def is_apart(name: str) -> bool:
+    return bool(re.search(r"-of-[0-9a-f]{12}$", name))
+
+
+def owned(uri: str, assistant: str) -> dict[str, str]:
+    """Every table of an assistant, with the name of the first of those it was built beside."""
+    mine = re.compile(rf"({re.escape(_prefix(assistant))}-[0-9a-f]{{10}})(-.*)?")
+    return {name: match[1] for name in names(uri) if (match := mine.fullmatch(name))}
 
 
 def beside(name: str, base: str) -> str:
@@ -77,12 +96,14 @@ def schema(dimensions: int, embedder: str, chunker: str) -> pa.Schema:
     return pa.schema(fields, metadata={"embedder": embedder, "chunker": chunker, "schema": SCHEMA})
 
 
-def rows(chunks: Sequence[Chunk], vectors: np.ndarray, embedder: str, chunker: str) -> pa.Table:
-    """Chunks and their unit vectors [n, d] as rows of the table; `parts` is how many chunks their section has.
+def rows(
+    chunks: Sequence[Chunk], vectors: np.ndarray, embedder: str, chunker: str, parts: Counter[tuple] | None = None
+) -> pa.Table:
+    """Chunks and their unit vectors [n, d] as rows of the table; `parts` is how many chunks each section has.
 
-    All chunks of a section come together.
+    Without it all chunks of a section come together.
     """
-    words, parts = [words_of(chunk) for chunk in chunks], Counter(place_of(chunk) for chunk in chunks)
+    words, parts = [words_of(chunk) for chunk in chunks], parts or Counter(place_of(chunk) for chunk in chunks)
     columns = [[getattr(chunk, name) for chunk in chunks] for name in FIELDS]
     columns.append([parts[place_of(chunk)] for chunk in chunks])
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
@@ -147,14 +168,15 @@ def open_version(uri: str, name: str, version: int | None = None):
 
 def open_to_write(name: str, embedder: str, chunker: str):
     """The newest version of a table, or None when there is none yet."""
-    if name not in _names(settings().store):
+    if name not in names(settings().store):
         return None
     table = open_version(settings().store, name)
     refuse_other(table, name, embedder=embedder, chunker=chunker, schema=SCHEMA)
     return table
 
 
-def _names(uri: str) -> list[str]:
+def names(uri: str) -> list[str]:
+    """All tables of a store."""
     return connect(uri).table_names(limit=100_000)
 
 

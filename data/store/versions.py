@@ -7,7 +7,8 @@ from datetime import timedelta
 
 from data.lease import lease
 from data.records import IndexVersion
-from data.store.tables import connect, open_version, table_name, tables_beside
+from data.store.tables import connect, open_version, owned, table_name, tables_beside
+from settings import settings
 
 # The newest versions stay whoever knows of them: a flow that has built one has yet to record its release.
 NEWEST_KEPT = 16
@@ -29,3 +30,13 @@ def sweep(index: IndexVersion, pinned: Collection[IndexVersion]) -> int:
             if name != index.table and name not in {one.table for one in pinned}:
                 connect(index.uri).drop_table(name)
         return len(gone)
+
+
+def forget(assistant: str) -> int:
+    """Removes every table of an assistant; how many. Raises TimeoutError while one of them is being written."""
+    gone = owned(settings().store, assistant)
+    for base in sorted({*gone.values()}):
+        with lease(base):
+            for name in (name for name in gone if gone[name] == base):
+                connect(settings().store).drop_table(name)
+    return len(gone)

@@ -57,13 +57,17 @@ def embedded() -> Base:
 
 
 def find(base: str | None) -> Base:
-    """None: the embedded base. Else the adopted one with this sha256, or `adopt(base)`."""
-    if base in (None, (given := embedded()).sha256):
+    """None: the embedded base. Else the known one with this sha256, or `adopt(base)`."""
+    return embedded() if base is None else known(base) or adopt(base)
+
+
+def known(sha256: str) -> Base | None:
+    """The base whose weights have this sha256: the embedded one or one that was adopted; None when it is not here."""
+    if sha256 == (given := embedded()).sha256:
         return given
-    for folder in sorted((settings().models / "adopted").glob("*")):
-        if (folder / COMPLETE).exists() and base == (known := read(folder)).sha256:
-            return known
-    return adopt(base)
+    folders = sorted((settings().models / "adopted").glob("*"))
+    held = (read(folder) for folder in folders if (folder / COMPLETE).exists())
+    return next((base for base in held if base.sha256 == sha256), None)
 
 
 def adopt(source: str | Path) -> Base:
