@@ -131,7 +131,7 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
         guard.check(asked, release.guard)
         decoding = guard.decoding(asked, release)
         key: Key = request.state.key
-        expected = rag.expected_tokens(release, asked.question, asked.history, asked.searches)
+        expected = rag.expected_tokens(release, asked.question, asked.history, asked.searches, decoding.tools)
         most = (expected, decoding.max_new_tokens)
         leave = admission.enter()
         try:

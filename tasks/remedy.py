@@ -61,6 +61,8 @@ def refused(ledger: Ledger, row: dict, brakes: Brakes, now: float) -> str:
     name, kind = row["assistant"], row["kind"]
     if row["attempts"] >= brakes.attempts:
         return f"it failed {row['attempts']} times"
+    if kind == "retrain" and (live := ledger.live()[name].live) and live.model.engine == "upstream":
+        return f"{live.model.uri} is served elsewhere, where no adapter of ours can go"
     if row["body"].get("asked") == MANUAL:
         return f"automation of {name!r} is paused" if ledger.assistant(name)["paused"] else ""
     seen = row["body"].get("events")

@@ -33,8 +33,8 @@ class Router:
 
     read_at, age = 0.0, 0.0
 
-    def __init__(self):
-        self.keys = {}
+    def __init__(self, live=LIVE):
+        self.keys, self.live = {}, live
 
     def assistants(self):
         return ["helpdesk"]
@@ -49,7 +49,7 @@ class Router:
             raise NoRelease("the assistant 'empty' has no live release yet")
         if assistant != "helpdesk":
             raise KeyError(assistant)
-        return (OTHER, "pinned") if pinned else (LIVE, "live")
+        return (OTHER, "pinned") if pinned else (self.live, "live")
 
 
 class Model_:
@@ -79,11 +79,11 @@ class Model_:
 class Stack:
     """The app with fakes around it, and a client that speaks ASGI to it."""
 
-    def __init__(self, folder, **chosen):
+    def __init__(self, folder, live=LIVE, **chosen):
         self.model, self.log, self.feedback = Model_(), RequestLog(f"sqlite:///{folder}/requests.db"), []
         self.hits, self.searches, self.broken = HITS, [], None
         settings = Settings(home=folder, **{"api_key": None} | chosen)
-        self.router, generate = Router(), lambda *a: self.model.generate(*a)
+        self.router, generate = Router(live), lambda *a: self.model.generate(*a)
         ledger = Ledger(f"sqlite:///{folder}/ledger.db")
         parts = Parts(self.router, generate, self.find, self.section, self.log, self.add_feedback, ledger)
         self.app = create_app(parts, settings, TOKEN, ThreadPoolExecutor(2))

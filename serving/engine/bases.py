@@ -25,6 +25,7 @@ from serving.engine.export import export_gguf, load, unexportable
 from serving.engine.models import COMPLETE, GGUF_NAME, base_folder, base_model, written_whole
 from serving.engine.safety import TAKEN, chat_template, check_model, files
 from serving.engine.template import derive
+from serving.engine.upstream import is_upstream, upstream_model
 from serving.engine.weights import read_json
 from settings import settings
 
@@ -41,6 +42,8 @@ bits gives up to 0.01 on average and 0.2 at a near tie; a wrong mapping gives mo
 class Base(Record):
     """A base model: its Hugging Face `folder`, the sha256 of its weights, its model type, the chat format it wants
     (for `Prompt.chat`), the untuned `model` as it is served, and why that is not OpenVINO's where it is not.
+
+    Of an upstream there is no folder, and `sha256` is its name.
     """
 
     folder: str
@@ -50,6 +53,11 @@ class Base(Record):
     model: Model
     why: str = ""
 
+    @property
+    def tunable(self) -> bool:
+        """Whether its weights are here."""
+        return bool(self.folder)
+
 
 def embedded() -> Base:
     """The base that comes with the product."""
@@ -57,13 +65,22 @@ def embedded() -> Base:
 
 
 def find(base: str | None) -> Base:
-    """None: the embedded base. Else the adopted one with this sha256, or `adopt(base)`."""
+    """None: the embedded base. Else an upstream (URL#MODEL), the adopted one with this sha256, or `adopt(base)`."""
+    if is_upstream(base):
+        return hosted(base)
     if base in (None, (given := embedded()).sha256):
         return given
     for folder in sorted((settings().models / "adopted").glob("*")):
         if (folder / COMPLETE).exists() and base == (known := read(folder)).sha256:
             return known
     return adopt(base)
+
+
+def hosted(name: str) -> Base:
+    """The base behind an upstream's name. What it is made of is not known here, and nothing of it can be tuned."""
+    model = upstream_model(name)
+    why = f"{model.uri} is served elsewhere, where no adapter of ours can go"
+    return Base("", model.base, "upstream", "messages", model, why)
 
 
 def adopt(source: str | Path) -> Base:
