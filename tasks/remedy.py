@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from data.ledger import MANUAL, Ledger
 from data.records import Record
 from data.requests import RequestLog
+from serving.engine.upstream import untunable
 from settings import settings
 from tasks import references
 from tasks.evidence import DiagnosisSettings
@@ -57,12 +58,13 @@ class Claim:
 
 
 def refused(ledger: Ledger, row: dict, brakes: Brakes, now: float) -> str:
-    """Why this row will never run, or '': attempts or the week's budget used up, or a person asks in a pause."""
+    """Why this row will never run, or '': attempts or the week's budget used up, a person asks in a pause, or the live
+    model can not be tuned."""
     name, kind = row["assistant"], row["kind"]
     if row["attempts"] >= brakes.attempts:
         return f"it failed {row['attempts']} times"
-    if kind == "retrain" and (live := ledger.live()[name].live) and live.model.engine == "upstream":
-        return f"{live.model.uri} is served elsewhere, where no adapter of ours can go"
+    if kind == "retrain" and (live := ledger.live()[name].live) and (why := untunable(live.model)):
+        return why
     if row["body"].get("asked") == MANUAL:
         return f"automation of {name!r} is paused" if ledger.assistant(name)["paused"] else ""
     seen = row["body"].get("events")

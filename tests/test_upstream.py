@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from data.records import Chunk, Constrained, Decoding, IndexVersion, Prompt, Release, as_json
+from data.records import Chunk, Constrained, Decoding, IndexVersion, Prompt, Release, Snapshot, as_json
 from serving import cache, rag
 from serving.engine import Unavailable, bases, open_engine, upstream, verify_model
 from serving.engine.upstream import UpstreamEngine, address, upstream_model
 from settings import Settings
+from tasks.finetune import finetune
 from tests.fake_upstream import Reply, in_turn, serve
 
 KEY = "sk-of-the-upstream"
@@ -220,3 +221,9 @@ def test_the_base_behind_an_upstream_is_found_by_its_name_and_by_what_a_model_sa
     base = bases.find("http://a/v1#m")
     assert base.chat == "messages" and not base.tunable and "no adapter" in base.why
     assert bases.find(base.model.base) == base == bases.find(base.sha256)
+
+
+def test_training_what_is_served_elsewhere_is_refused_with_what_to_do_instead():
+    index = IndexVersion("a", "uri", "t", 1, "sum", "emb", "chunk", 1, 1, "snap")
+    with pytest.raises(ValueError, match="no adapter of ours can go: release it untuned"):
+        finetune(Snapshot("snap", "uri", "a", *[0] * 8), index, base="http://a/v1#m")

@@ -25,7 +25,7 @@ from serving.engine.export import export_gguf, load, unexportable
 from serving.engine.models import COMPLETE, GGUF_NAME, base_folder, base_model, written_whole
 from serving.engine.safety import TAKEN, chat_template, check_model, files
 from serving.engine.template import derive
-from serving.engine.upstream import is_upstream, upstream_model
+from serving.engine.upstream import is_upstream, untunable, upstream_model
 from serving.engine.weights import read_json
 from settings import settings
 
@@ -79,8 +79,7 @@ def find(base: str | None) -> Base:
 def hosted(name: str) -> Base:
     """The base behind an upstream's name. What it is made of is not known here, and nothing of it can be tuned."""
     model = upstream_model(name)
-    why = f"{model.uri} is served elsewhere, where no adapter of ours can go"
-    return Base("", model.base, "upstream", "messages", model, why)
+    return Base("", model.base, "upstream", "messages", model, untunable(model))
 
 
 def adopt(source: str | Path) -> Base:

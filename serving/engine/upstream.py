@@ -62,6 +62,11 @@ def upstream_model(uri: str) -> Model:
     return Model(digest("upstream", name), name, "upstream", name)
 
 
+def untunable(model: Model) -> str:
+    """Why no adapter can be trained for `model`, '' where one can."""
+    return f"{model.uri} is served elsewhere, where no adapter of ours can go" if model.engine == "upstream" else ""
+
+
 class UpstreamEngine:
     """See serving.engine.Engine. Prompts are in the chat format `messages` (serving/chat.py)."""
 
