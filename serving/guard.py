@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -18,6 +19,8 @@ from serving.schema import ANYTHING, checked
 from serving.tools import Call, Choice, Tool
 
 MAX_BODY_BYTES = 1_000_000
+CHOICE = re.compile(r"str\Z|list\[|literal\[|Choice\Z")
+"""What pydantic adds to the place of an error to say which type of several it tried."""
 
 
 # --- the shape of a request -------------------------------------------------------------------
@@ -174,7 +177,7 @@ def read(model: type[BaseModel], body: bytes) -> Any:
         return model.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[TextPart]"))[:200]
+        place = ".".join(str(part) for part in first["loc"] if not CHOICE.match(str(part)))[:200]
         raise Refused(400, f"Invalid '{place}': {first['msg']}", param=place) from None
 
 

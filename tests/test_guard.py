@@ -85,7 +85,7 @@ def test_the_same_parameters_at_their_neutral_values_and_harmless_ones_are_accep
         (body(messages=[{"role": "critic", "content": "x"}]), "messages.0.role"),
         (body(tools=[{"type": "function"}]), "tools.0.function"),
         (body(tools=[{"type": "function", "function": {"name": "a b"}}]), "tools.0.function.name"),
-        (body(tool_choice="always"), None),
+        (body(tool_choice="always"), "tool_choice"),
         (body(messages=[{"role": "assistant", "content": "x"}]), "messages"),
         (body(messages=[{"role": "user", "content": "  "}]), "messages"),
         (body(messages=[{"role": "user", "content": 7}]), None),
