@@ -54,13 +54,13 @@ def test_an_upstream_that_counts_nothing_is_estimated():
 def test_the_decoding_is_sent_as_openai_names_it():
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
     held = Constrained(8, 0.5, 0.9, 7, ("END",), json.dumps(schema))
-    (sent,) = asked_of(Reply(), decoding=held)[1].asked
+    (sent,) = asked_of(Reply(("{}",)), decoding=held)[1].asked
     asked = {"model": "tiny", "max_tokens": 8, "temperature": 0.5, "top_p": 0.9, "seed": 7, "stop": ["END"]}
     assert asked.items() <= sent.items() and sent["stream_options"] == {"include_usage": True}
     assert sent["response_format"]["json_schema"] == {"name": "answer", "schema": schema, "strict": True}
     (greedy,) = asked_of(Reply(), decoding=GREEDY)[1].asked
     assert greedy["temperature"] == 0 and not {"seed", "top_p", "stop", "response_format", "tools"} & greedy.keys()
-    (free,) = asked_of(Reply(), decoding=Constrained(json_schema='{"type": "object"}'))[1].asked
+    (free,) = asked_of(Reply(("{}",)), decoding=Constrained(json_schema='{"type": "object"}'))[1].asked
     assert free["response_format"] == {"type": "json_object"}
 
 
@@ -124,7 +124,16 @@ def test_a_wrong_key_or_address_says_what_to_do_and_is_not_asked_again(status, a
 
 
 def test_a_request_that_the_upstream_can_not_read_is_the_callers():
-    assert str(failure(Reply(status=400, message="too long"), kind=ValueError)) == "too long"
+    said = "'/srv/models/tiny' at http://10.0.0.5:8000/v1 reads 512 input/output tokens"
+    told = str(failure(Reply(status=400, message=said), kind=ValueError))
+    assert told == "'[place]' at [place] reads 512 input/output tokens"
+
+
+def test_an_upstream_that_passes_over_a_schema_is_found_out():
+    held = Constrained(8, json_schema='{"type": "object"}')
+    assert asked_of(Reply(('{"n":', "1}")), decoding=held)[0][-1].finish_reason == "stop"
+    with pytest.raises(Unavailable, match="can not be held to JSON"):
+        asked_of(Reply(("One.",)), decoding=held)
 
 
 def test_an_upstream_that_is_away_is_told_as_such(monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ TO_DO = {
     404: "; give the address up to its /v1, and a model that is there",
 }
 ENDS = frozenset(("stop", "length", "content_filter", "tool_calls"))
+PLACE = re.compile(r"\w+://[^\s'\"]+|(?<!\w)/[\w.-]+/[\w./-]*")
 CHARACTERS_PER_TOKEN = 4
 SHOWN = 300
 
@@ -87,7 +89,7 @@ class UpstreamEngine:
 
     def count(self, text: str) -> int:
         """An estimate: what the upstream counts is known only from its answers."""
-        return _tokens(len(text))
+        return -(-len(text) // CHARACTERS_PER_TOKEN)
 
     def check(self) -> None:
         """Nothing: a new replica would reach the upstream no better, and asking it costs money."""
@@ -107,22 +109,25 @@ class UpstreamEngine:
 
     def _stream(self, prompt: str, decoding: Decoding, patience_s: float) -> Iterator[Piece]:
         """Pieces as they come; the last one waits for the usage, which follows the finish reason."""
-        written, reason, usage, calls = 0, "", {}, {}
+        text, reason, usage, calls, declined = "", "", {}, {}, False
         with self._answer(self._asked(prompt, decoding), patience_s) as response:
             for event in self._events(response):
                 usage = event.get("usage") or usage
                 for choice in event.get("choices") or ():
                     delta, reason = choice.get("delta") or {}, choice.get("finish_reason") or reason
                     _gather(calls, delta.get("tool_calls") or ())
-                    if text := delta.get("content") or delta.get("refusal"):
-                        written += len(text)
-                        yield Piece(text, _tokens(written))
+                    declined = declined or bool(delta.get("refusal"))
+                    if new := delta.get("content") or delta.get("refusal"):
+                        text += new
+                        yield Piece(new, self.count(text))
         if reason not in ENDS:
             raise Unavailable(f"{self._name} broke off: its stream ended with {reason or 'no finish reason'}")
+        if decoding.json_schema and reason == "stop" and not (calls or declined or _is_json(text)):
+            raise Unavailable(f"{self._name} can not be held to JSON: it passed over response_format; ask without it")
         made = json.dumps([calls[at] for at in sorted(calls)], ensure_ascii=False) if calls else ""
         read, wrote = usage.get("prompt_tokens"), usage.get("completion_tokens")
         read = self.count(prompt) if read is None else read
-        wrote = _tokens(written + len(made)) if wrote is None else wrote
+        wrote = self.count(text + made) if wrote is None else wrote
         yield Piece("", wrote, reason, read, made)
 
     def _asked(self, prompt: str, decoding: Decoding) -> dict:
@@ -180,11 +185,11 @@ class UpstreamEngine:
         raise Unavailable(said, _retry_after(response.headers.get("retry-after", "")), status in AGAIN)
 
     def _told(self, response: httpx.Response) -> str:
-        """What an error says for itself, short, and never with our key in it, which some repeat."""
+        """What an error says for itself, short, without the places and the key that some repeat: clients may read it."""
         text = response.text
         with suppress(ValueError, TypeError, KeyError):
             text = str(json.loads(text)["error"]["message"])
-        return (text.replace(self._key, "[key]") if self._key else text)[:SHOWN]
+        return PLACE.sub("[place]", text.replace(self._key, "[key]") if self._key else text)[:SHOWN]
 
     def _events(self, response: httpx.Response) -> Iterator[dict]:
         """The JSON of each server-sent event up to [DONE]. Raises Unavailable for an error among them."""
@@ -243,5 +248,9 @@ def _retry_after(said: str) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _tokens(characters: int) -> int:
-    return -(-characters // CHARACTERS_PER_TOKEN)
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
