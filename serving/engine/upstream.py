@@ -185,7 +185,7 @@ class UpstreamEngine:
         raise Unavailable(said, _retry_after(response.headers.get("retry-after", "")), status in AGAIN)
 
     def _told(self, response: httpx.Response) -> str:
-        """What an error says for itself, short, without the places and the key that some repeat: clients may read it."""
+        """What an error says for itself, short, and without places and the key: a client may read it."""
         text = response.text
         with suppress(ValueError, TypeError, KeyError):
             text = str(json.loads(text)["error"]["message"])

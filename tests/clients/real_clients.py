@@ -21,11 +21,10 @@ from tests.fake_upstream import Reply, serve
 
 HERE = Path(__file__).parent
 CLIENTS = Path(os.environ.get("PERENNIAL_CLIENTS", HERE.parent.parent / ".clients"))
-PYTHON = str(CLIENTS / "venv" / "bin" / "python")
 COMMANDS = {
-    "openai": (PYTHON, "openai_python.py"),
-    "langchain": (PYTHON, "langchain_python.py"),
-    "litellm": (PYTHON, "litellm_python.py"),
+    "openai": (CLIENTS / "openai" / "bin" / "python", "openai_python.py"),
+    "langchain": (CLIENTS / "langchain-openai" / "bin" / "python", "langchain_python.py"),
+    "litellm": (CLIENTS / "litellm" / "bin" / "python", "litellm_python.py"),
     "node": ("node", "openai_node.mjs"),
 }
 CLAIMS = ("plain", "streamed_with_usage", "wrong_model", "rate_limit", "schema", "many_turns", "tools", "abort")
@@ -77,7 +76,7 @@ def found(tmp_path_factory):
             with listening(app.app) as url:
                 given = {"URL": url, "KEY": "sk-client", "LIMITED": "sk-limited", "CLIENTS": str(CLIENTS)}
                 command, script = COMMANDS[name]
-                asked = [command, str(HERE / script)]
+                asked = [str(command), str(HERE / script)]
                 done = subprocess.run(asked, env=os.environ | given, capture_output=True, text=True, timeout=300)
                 assert done.returncode == 0, done.stderr[-4000:]
                 told = json.loads(done.stdout.splitlines()[-1])
