@@ -42,6 +42,7 @@ class Settings(BaseSettings):
     price_prompt_million: float = Field(0.02, description="what a million prompt tokens cost, for budgets and totals")
     price_completion_million: float = Field(0.10, description="what a million completion tokens cost, likewise")
     price_gpu_hour: float = Field(2.5, description="what an hour of one GPU costs, for cost estimates")
+    upstream_key: str | None = Field(None, description="API key of the upstream that --base-model URL#MODEL names")
     judge_url: str | None = Field(None, description="OpenAI-compatible endpoint of a judge (…/v1); none: no judge")
     judge_model: str | None = Field(None, description="the judge's model; needed with judge_url")
     judge_key: str | None = Field(None, description="the judge's API key")

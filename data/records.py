@@ -304,7 +304,8 @@ class IndexVersion(Record):
 class Model(Record):
     """A served artifact. `sha256` is of the file or folder at `uri`; `base` is the sha256 of the base weights.
 
-    Where base and adapter are served apart (engine `transformers`), `uri` is the base's and `sha256` is of both.
+    Where base and adapter are served apart (engine `transformers`), `uri` is the base's and `sha256` is of both. With
+    engine `upstream` there are no files: `uri` and `base` are its name, and `sha256` is of that.
     """
 
     sha256: str
@@ -420,13 +421,18 @@ class Decoding(Record):
     seed: int = 0
     stop: tuple[str, ...] = ()
     json_schema: ClassVar[str] = ""
+    tools: ClassVar[str] = ""
 
 
 @dataclass(frozen=True)
 class Constrained(Decoding):
-    """Decoding of one request: the release's, and the JSON schema that the answer has to follow, '' for none."""
+    """Decoding of one request: the release's, and the JSON schema that the answer has to follow, '' for none.
+
+    `tools`: what may be called and what came of it (serving/tools.py), '' for nothing.
+    """
 
     json_schema: str = ""
+    tools: str = ""
 
 
 @dataclass(frozen=True)

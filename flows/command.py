@@ -24,7 +24,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--golden", help="held-out questions; without it 20%% of the documents are held out")
     parser.add_argument("--train-minutes", type=float, help="time budget of fine-tuning")
     parser.add_argument(
-        "--base-model", action="append", help="folder or hub id of a model to tune, again for each to compare"
+        "--base-model",
+        action="append",
+        help="folder or hub id of a model to tune, or URL#MODEL of one served elsewhere; again for each to compare",
     )
     parser.add_argument("--margin", type=float, help="non-inferiority margin of the gate (0.05)")
     parser.add_argument(

@@ -69,25 +69,33 @@ def lifecycle(
     """From documents and examples to a released assistant: the untuned base first, then the tuned candidate.
 
     `base_models`: folders or hub ids of the models to tune, None for the embedded one. Of several the first goes live
-    untuned, all are tuned on the same data and judged by the same gate, and the best accepted one is released.
-    `reuse`: when the release gives an answer again to who asks the same, None for never.
+    untuned, all are tuned on the same data and judged by the same gate, and the best accepted one is released. One
+    that is served elsewhere (URL#MODEL) is released and judged as it is: no adapter can go there. `reuse`: when the
+    release gives an answer again to who asks the same, None for never.
     """
     name, chosen = sources.assistant, [bases.find(base) for base in base_models or [None]]
+    elsewhere = [base for base in chosen if not base.tunable]
+    for base in elsewhere:
+        print(f"not tuned: {base.why}; its releases differ by index, prompt and settings alone")
     snapshot = prepared(sources)
     version = index_snapshot(sources, snapshot)
     live, _ = live_pointer(name)
+    learns = bool(snapshot.examples) and len(elsewhere) < len(chosen)
     if live is None:
         untuned = Release(name, chosen[0].model, version, replace(prompt, chat=chosen[0].chat), retrieval, reuse=reuse)
         bootstrap = release_candidate(untuned, "bootstrap", snapshot, gates)
-        if not (bootstrap.accepted and snapshot.examples):
+        if not (bootstrap.accepted and learns):
             return named(bootstrap)
-    elif not snapshot.examples:
+    elif not learns and all(base.sha256 == live.model.base for base in elsewhere):
         return named(release_candidate(replace(live, index=version), "reindex", snapshot, gates))
     trained = [
         finetune_model(snapshot, version, replace(prompt, chat=base.chat), retrieval, training, base.sha256)
+        if base.tunable
+        else base.model
         for base in chosen
     ]
-    snapshot, version = prepare_and_index(name, trained, snapshot)  # documents may have changed while it trained
+    # documents may have changed while it trained
+    snapshot, version = prepare_and_index(name, [model for model in trained if model.adapter], snapshot)
     candidates = [
         Release(name, model, version, replace(prompt, chat=base.chat), retrieval, reuse=reuse)
         for model, base in zip(trained, chosen, strict=True)
@@ -167,6 +175,9 @@ def compared(candidates: list[Release], of: list[Base], snapshot: Snapshot, gate
     live, _ = live_pointer(name)
     decisions = []
     for candidate in candidates:
+        if live and candidate.id == live.id:
+            decisions.append(Decision("hold", "It is live: the others are judged against it.", candidate.id))
+            continue
         book.add_release(candidate, "tuned", live.id if live else None, as_json(snapshot))
         decisions.append(gated(candidate, live, "tuned", snapshot, gates))
         mirror(candidate.id, return_state=True)

@@ -102,9 +102,7 @@ def judge(book: Ledger, test: Split, now: float) -> str:
     verdict, reason = comparison.conclude(test, found, now)
     report.split(test.assistant, reason, comparison.table(test, found))
     if verdict and splits.decide(book, test, verdict, reason, as_json(found)):
-        events.emit(
-            "perennial.split.decided", test.assistant, release=test.b, kind="split", row=verdict, reason=reason
-        )
+        events.emit("perennial.split.decided", test.assistant, release=test.b, kind="split", row=verdict, reason=reason)
     return verdict
 
 

@@ -138,7 +138,7 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
         release, arm = await route(router, asked, response, pinned, key)
         guard.check(asked, release.guard)
         decoding = guard.decoding(asked, release)
-        expected = rag.expected_tokens(release, asked.question, asked.history, asked.searches)
+        expected = rag.expected_tokens(release, asked.question, asked.history, asked.searches, decoding.tools)
         most = (expected, decoding.max_new_tokens)
         leave = admission.enter()
         try:

@@ -1,6 +1,6 @@
 """Chat formats: how a conversation is written for a model, and what text from outside may not spell.
 
-`Prompt.chat` is a name in FORMATS, or a Format as JSON, which is how an adopted base hands on its own
+`Prompt.chat` is a name in FORMATS, 'messages', or a Format as JSON, which is how an adopted base hands on its own
 (serving/engine/template.py). A format is data: nothing of a model's own is run to write a prompt.
 """
 
@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 
 from data.records import Record, as_json
 
@@ -56,6 +58,31 @@ class Format(Record):
         return "".join([*written, self.open])
 
 
+@dataclass(frozen=True)
+class Messages:
+    """The turns as OpenAI's messages in JSON, for an engine that sends them on (serving/engine/upstream.py).
+
+    No text can leave its JSON string, so none forges a turn here. `marks` are those of common models: a server that
+    writes the turns as one text may read them in a message too.
+    """
+
+    marks: tuple[str, ...]
+
+    def escape(self, text: str) -> str:
+        """As `Format.escape`. JSON stays JSON: no mark can stand in it outside of a string."""
+        return _starts(self.marks).sub(r"\1 ", text)
+
+    def write(self, system: str, turns: Sequence[tuple[str, str]]) -> str:
+        """As `Format.write`. A user begins, and neighbours of one role are one message: many templates insist on it."""
+        turns = turns[next((at for at, (role, _) in enumerate(turns) if role == "user"), 0) :]
+        spoken = [
+            {"role": role, "content": "\n\n".join(content for _, content in together)}
+            for role, together in groupby(turns, key=itemgetter(0))
+        ]
+        return self.escape(json.dumps([{"role": "system", "content": system}, *spoken], ensure_ascii=False))
+
+
+MESSAGES = Messages(("<|", "<｜", "<start_of_turn", "<end_of_turn", "<s>", "</s>", "[INST", "[/INST", "<<SYS"))
 FORMATS = {
     "chatml": Format(
         "<|im_start|>system\n",
@@ -77,12 +104,15 @@ FORMATS = {
 
 
 @lru_cache(64)
-def chat_format(chat: str) -> Format:
+def chat_format(chat: str) -> Format | Messages:
     """The format that `Prompt.chat` names or is; ValueError for anything else."""
+    if chat == "messages":
+        return MESSAGES
     if chat in FORMATS:
         return FORMATS[chat]
     if not chat.startswith("{"):
-        raise ValueError(f"no chat format {chat!r}; add one to serving/chat.py FORMATS (known: {', '.join(FORMATS)})")
+        known = ", ".join((*FORMATS, "messages"))
+        raise ValueError(f"no chat format {chat!r}; add one to serving/chat.py FORMATS (known: {known})")
     return Format.of(json.loads(chat))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -157,10 +158,7 @@ class Endpoint:
                     raise unavailable() from error
                 await asyncio.sleep(0.5)
             except (RayError, RayServeException) as error:
-                if isinstance(error, ValueError):  # a RayTaskError is also what the engine raised
-                    message = str(error.cause).strip()[-300:]
-                    raise Refused(400, message, param="messages", code="context_length_exceeded") from None
-                raise unavailable() from error
+                raise failed(model, getattr(error, "cause", error)) from error
 
     async def check_health(self) -> None:
         """Search the index of one live release. Raises when the index, the embedder or the router does not answer."""
@@ -179,9 +177,18 @@ def handle(application: str):
     return serve.get_app_handle(application).options(stream=True)
 
 
-def unavailable() -> Refused:
+def failed(model: Model, error: BaseException) -> Refused:
+    """What a client reads of what an engine raised: its own words where the request is at fault; else only our log."""
+    if isinstance(error, ValueError):
+        return Refused(400, str(error).strip()[-300:], param="messages", code="context_length_exceeded")
+    log.error("%s can not answer: %s", model.uri, error)
+    return unavailable(getattr(error, "retry_after", None))
+
+
+def unavailable(retry_after_s: float | None = None) -> Refused:
     message = "The model of this release does not answer now"
-    return Refused(503, message, "server_error", code="model_unavailable", retry_after=5)
+    wait = 5 if retry_after_s is None else max(1, math.ceil(retry_after_s))
+    return Refused(503, message, "server_error", code="model_unavailable", retry_after=wait)
 
 
 def version() -> str:
@@ -192,8 +199,8 @@ def version() -> str:
 
 
 def sent(decoding: Decoding) -> dict:
-    """`decoding` for a model's replica: a schema only where one is asked for; older replicas know no such field."""
-    return {name: value for name, value in as_json(decoding).items() if name != "json_schema" or value}
+    """`decoding` for a model's replica, without an empty schema or tools: older replicas know no such fields."""
+    return {name: value for name, value in as_json(decoding).items() if value or name not in ("json_schema", "tools")}
 
 
 def run() -> None:

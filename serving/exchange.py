@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from data.records import Answer, Decoding, Filter, Generation, Hit, Model, Release, as_json
@@ -52,6 +52,7 @@ class Exchange:
     vector: np.ndarray | None = None
     submitted_s: float | None = None
     cache: SemanticCache | None = None
+    tool_calls: list[dict] = field(default_factory=list)
 
     async def deltas(
         self, generate: Generate, find: Find, tombstones: frozenset[str], threads: Executor
@@ -103,10 +104,10 @@ class Exchange:
             row.retrieval_s = time.perf_counter() - self.arrived - row.queue_s
             self.hits, self.vector = hits, vector
             _log_hits(row, hits, vector)
-        if not hits and self.chat.picks and row.source == "user":
-            row.source = "direct"  # what was found says something about the client's choice, nothing about the release
+        if row.source == "user" and (self.decoding.tools or (not hits and self.chat.picks)):
+            row.source = "direct"  # the answer says something about the client's choice, nothing about the release
         row.flags = screens.screen(question, [hit.chunk for hit in hits])
-        if self.chat.searches and not hits:
+        if self.chat.searches and not (hits or self.decoding.tools):
             self._finish(rag.unanswered(question, prompt))
             yield self.answer.text
             return
@@ -144,8 +145,13 @@ class Exchange:
             row.answer = self._kept(self._shown(text))  # what was written so far, also of a request that breaks off
             await pieces.aclose()
         row.engine_s = time.perf_counter() - submitted
-        if last.get("finish_reason") not in ("stop", "length", "content_filter"):
+        if last.get("finish_reason") not in ("stop", "length", "content_filter", "tool_calls"):
             raise Refused(503, "The model stopped before its answer was complete", "server_error", code="interrupted")
+        called = last.get("tool_calls", "")
+        if called and screens.leak(called, prompt) is not None:
+            row.flags += ("leak",)
+            called, last = "", last | {"finish_reason": "content_filter"}
+        self.tool_calls = json.loads(called) if called else []
         written = Generation(
             text, last["prompt_tokens"], last["tokens"], last["finish_reason"], first_s or 0.0, row.engine_s
         )
@@ -168,7 +174,8 @@ class Exchange:
     @property
     def declined(self) -> bool:
         """Whether nothing was found for an answer that has to follow a schema: OpenAI's `refusal`, not `content`."""
-        return self.structured and self.answer is not None and self.chat.searches and not self.answer.hits
+        asked_nobody = self.answer is not None and self.chat.searches and not (self.answer.hits or self.decoding.tools)
+        return self.structured and asked_nobody
 
     def _shown(self, text: str, final: bool = True) -> str:
         return text if self.structured else rag.clean(text, final)
@@ -177,7 +184,8 @@ class Exchange:
         self.answer, row = answer, self.row
         row.answer, row.abstained = self._kept(answer.text), answer.abstained
         row.cited = tuple(citation.chunk for citation in answer.citations)
-        row.grounding = rag.grounding(answer.text, answer.hits) if answer.hits and not answer.abstained else None
+        silent = answer.abstained or self.tool_calls
+        row.grounding = rag.grounding(answer.text, answer.hits) if answer.hits and not silent else None
         if screens.ungrounded(answer, row.grounding):
             row.flags += ("ungrounded",)
 
@@ -238,6 +246,8 @@ def completion(exchange: Exchange, created: int) -> dict:
     answer, row = exchange.answer, exchange.row
     said_or_declined = (None, exchange.content) if exchange.declined else (exchange.content, None)
     message = {"role": "assistant"} | dict(zip(("content", "refusal"), said_or_declined, strict=True))
+    if exchange.tool_calls:
+        message |= {"content": exchange.content or None, "tool_calls": exchange.tool_calls}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.generation.finish_reason}
     return {
         "id": row.response,

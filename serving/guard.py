@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -10,12 +11,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data.records import Constrained, Decoding, Filter, Guard, Release
+from serving import tools
 from serving.engine import CONSTRAINED
 from serving.rag import HISTORY_MESSAGES
 from serving.refused import Refused
 from serving.schema import ANYTHING, checked
+from serving.tools import Call, Choice, Tool
 
 MAX_BODY_BYTES = 1_000_000
+CHOICE = re.compile(r"str\Z|list\[|literal\[|Choice\Z")
+"""What pydantic adds to the place of an error to say which type of several it tried."""
 
 
 # --- the shape of a request -------------------------------------------------------------------
@@ -29,14 +34,23 @@ class TextPart(BaseModel):
 
 class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
+    tool_calls: list[Call] | None = None
+    tool_call_id: Annotated[str, Field(max_length=128)] | None = None
 
     @property
     def text(self) -> str:
         if isinstance(self.content, list):
             return "\n".join(part.text for part in self.content)
         return self.content or ""
+
+    @property
+    def call(self) -> dict:
+        """As one of the messages that tell of tool calls: what is to be called, or what came of it."""
+        if self.role == "tool":
+            return {"role": "tool", "tool_call_id": self.tool_call_id, "content": self.text}
+        return {"role": "assistant", "content": self.text or None} | self.model_dump(include={"tool_calls"})
 
 
 class StreamOptions(BaseModel):
@@ -75,6 +89,9 @@ class ChatRequest(BaseModel):
     stop: str | list[Annotated[str, Field(min_length=1, max_length=100)]] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | Choice | None = None
+    parallel_tool_calls: bool | None = None
     documents: Annotated[list[Annotated[str, Field(max_length=1000)]], Field(min_length=1, max_length=100)] | None = (
         None
     )
@@ -84,8 +101,6 @@ class ChatRequest(BaseModel):
 
 NEUTRAL: dict[str, tuple] = {
     "n": (None, 1),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "logprobs": (None, False),
@@ -99,7 +114,7 @@ NEUTRAL: dict[str, tuple] = {
 }
 """OpenAI parameters that this endpoint does not offer, and the values at which asking for them asks for nothing."""
 
-NO_EFFECT = frozenset(("metadata", "store", "service_tier", "parallel_tool_calls", "reasoning_effort", "verbosity")) | {
+NO_EFFECT = frozenset(("metadata", "store", "service_tier", "reasoning_effort", "verbosity")) | {
     "prompt_cache_key",
     "safety_identifier",
     "prediction",
@@ -110,12 +125,13 @@ NO_EFFECT = frozenset(("metadata", "store", "service_tier", "parallel_tool_calls
 @dataclass(frozen=True)
 class Chat:
     """A request as the endpoint uses it: the last user message, the one before it ('' in a first turn), and what was
-    said so far, oldest first."""
+    said so far, oldest first. `calls`: the messages since the question that tell of tool calls."""
 
     request: ChatRequest
     question: str
     before: str
     history: tuple[dict, ...]
+    calls: tuple[dict, ...] = ()
 
     @property
     def include_usage(self) -> bool:
@@ -161,7 +177,7 @@ def read(model: type[BaseModel], body: bytes) -> Any:
         return model.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[TextPart]"))[:200]
+        place = ".".join(str(part) for part in first["loc"] if not CHOICE.match(str(part)))[:200]
         raise Refused(400, f"Invalid '{place}': {first['msg']}", param=place) from None
 
 
@@ -183,19 +199,20 @@ def read_chat(body: bytes) -> Chat:
             raise Refused(400, f"'{name}' is not supported; leave it out", param=name, code="unsupported_parameter")
         shown = name[:60].encode("ascii", "replace").decode()
         raise Refused(400, f"Unrecognized request argument: {shown}", param=shown, code="unknown_parameter")
-    spoken = [message for message in asked.messages if message.role in ("user", "assistant")]
-    last = max((at for at, message in enumerate(spoken) if message.role == "user"), default=None)
+    last = max((at for at, message in enumerate(asked.messages) if message.role == "user"), default=None)
     if last is None:
         raise Refused(400, "There is no message with role 'user' to answer", param="messages")
-    question = spoken[last].text.replace("\x00", " ").strip()
+    question = asked.messages[last].text.replace("\x00", " ").strip()
     if not question:
         raise Refused(400, "The last message with role 'user' is empty", param="messages")
     given = "\n".join(message.text for message in asked.messages if message.role in ("system", "developer"))
     context = [{"role": "user", "content": given}] if given.strip() else []
-    turns = [{"role": message.role, "content": message.text} for message in spoken[:last] if message.text]
+    spoken = [message for message in asked.messages[:last] if message.role in ("user", "assistant")]
+    turns = [{"role": message.role, "content": message.text} for message in spoken if message.text]
     kept = turns[-(HISTORY_MESSAGES - len(context)) :]
     before = next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), "")
-    return Chat(asked, question, before, (*context, *kept))
+    calls = tuple(one.call for one in asked.messages[last + 1 :] if one.role == "tool" or one.tool_calls)
+    return Chat(asked, question, before, (*context, *kept), calls)
 
 
 def _same(value: object, neutral: object) -> bool:
@@ -240,6 +257,7 @@ def decoding(chat: Chat, release: Release) -> Decoding:
         seed=seed,
         stop=stop,
         json_schema=_schema(asked.response_format, release.model.engine),
+        tools=tools.asked(chat, release),
     )
 
 

@@ -106,10 +106,11 @@ def standing(release: Release, tombstones: frozenset[str]) -> Release:
     return replace(release, prompt=replace(release.prompt, shots=kept)) if kept != release.prompt.shots else release
 
 
-def expected_tokens(release: Release, question: str, history: Sequence[dict], searches: bool) -> int:
+def expected_tokens(release: Release, question: str, history: Sequence[dict], searches: bool, tools: str = "") -> int:
     """About how many tokens a prompt will have, before it is known which passages it shows."""
     passages = release.retrieval.top_k * ChunkSettings().max_tokens if searches else 0
-    return len(build_prompt(release.prompt, question, (), history)) // CHARACTERS_PER_TOKEN + passages
+    written = build_prompt(release.prompt, question, (), history) + tools
+    return len(written) // CHARACTERS_PER_TOKEN + passages
 
 
 # --- retrieval --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
-from data.records import Constrained, Decoding, Model, as_json
+from data.records import Constrained, Model, as_json
 from settings import environment, settings
 
 COALESCE_S = 0.05  # one message per token costs more than the token (STACK, engines)
@@ -20,6 +20,8 @@ STREAMS = 64
 THREADS = 2
 HEALTHY_S = 10.0
 PREFIX = "model-"
+KEPT_OUT = ("PERENNIAL_UPSTREAM_KEY", "PERENNIAL_JUDGE_KEY")
+"""Ray logs and shows a `runtime_env`. A worker inherits these from its node instead, or does not need them."""
 STARTABLE = (None, "NOT_STARTED", "DEPLOY_FAILED")
 """What Serve says of an application that has to be asked for; the others run, start or end by themselves."""
 
@@ -37,8 +39,8 @@ class ModelReplica:
     async def stream(self, prompt: str, decoding: dict) -> AsyncIterator[dict]:
         """`{"text", "tokens", "finish_reason", "prompt_tokens"}`, the first as soon as it is there, then every 50 ms.
 
-        `text` is new text, `tokens` the completion tokens so far. Closing the generator cancels the generation at its
-        next token. What the engine raises is raised here.
+        `text` is new text, `tokens` the completion tokens so far; the last one may have `tool_calls` (see Piece).
+        Closing the generator cancels the generation at its next token. What the engine raises is raised here.
         """
         loop, pieces, gone = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
 
@@ -58,6 +60,7 @@ class ModelReplica:
                         put(
                             {"text": held, "tokens": piece.tokens, "finish_reason": piece.finish_reason}
                             | {"prompt_tokens": piece.prompt_tokens}
+                            | ({"tool_calls": piece.tool_calls} if piece.tool_calls else {})
                         )
                         held, put_at = "", now
             finally:
@@ -73,10 +76,10 @@ class ModelReplica:
             gone.set()
 
     async def check_health(self) -> None:
-        """Generate one token, unless tokens were written in the last seconds. Raises what the engine raises."""
+        """`Engine.check`, unless tokens were written in the last seconds. Raises what it raises."""
         if time.monotonic() - self._wrote_at < HEALTHY_S:
             return
-        await asyncio.to_thread(self.engine.generate, ["<|im_start|>"], Decoding(max_new_tokens=1))
+        await asyncio.to_thread(self.engine.check)
 
 
 # --- deploying --------------------------------------------------------------------------------
@@ -91,6 +94,8 @@ def worker_environment(threads: int) -> dict:
     """`runtime_env` of a replica: our settings, and as many threads as it may use (Ray would set one)."""
     ours = environment() | {name: value for name, value in os.environ.items() if name.startswith("PERENNIAL_")}
     ours.pop("RAY_ADDRESS")  # a worker belongs to its cluster already
+    for secret in KEPT_OUT:
+        ours.pop(secret, None)
     return {"env_vars": ours | {"OMP_NUM_THREADS": str(threads)}}
 
 

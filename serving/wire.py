@@ -64,7 +64,8 @@ async def exhaust(deltas: AsyncIterator[str]) -> None:
 
 
 async def events(exchange: ex.Exchange, created: int, first: str, deltas: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Server-sent events: role, text as it comes, then the finish reason with `citations`, usage if asked for, [DONE].
+    """Server-sent events: role, text as it comes, tool calls whole, then the finish reason with `citations`, usage if
+    asked for, [DONE].
 
     An error after the first piece can have no status any more: it is sent as an event, and the stream ends.
     """
@@ -79,6 +80,9 @@ async def events(exchange: ex.Exchange, created: int, first: str, deltas: AsyncI
         return
     finally:
         await deltas.aclose()
+    if exchange.tool_calls:
+        calls = [{"index": at} | call for at, call in enumerate(exchange.tool_calls)]
+        yield _event(ex.chunk(exchange, created, {"tool_calls": calls}, **more))
     answer = exchange.answer
     found = {"citations": ex.citations(answer), "retrieval_scores": ex.scores(answer)}
     yield _event(ex.chunk(exchange, created, {}, answer.generation.finish_reason, **found, **more))

@@ -59,6 +59,8 @@ def finetune(
     from serving.engine.bases import find
 
     of = find(base)
+    if not of.tunable:
+        raise ValueError(f"{of.why}: release it untuned, or name a base model by its folder or hub id")
     workers = training.workers or settings().training_workers
     if training.rows_per_step < workers:
         raise ValueError(f"{workers} workers share {training.rows_per_step} stretches; raise Training.rows_per_step")

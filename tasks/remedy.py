@@ -11,6 +11,7 @@ from data.ledger import Ledger
 from data.outbox import by_hand
 from data.records import Record
 from data.requests import RequestLog
+from serving.engine.upstream import untunable
 from settings import settings
 from tasks import references
 from tasks.evidence import DiagnosisSettings
@@ -66,10 +67,13 @@ class Claim:
 
 
 def refused(ledger: Ledger, row: dict, brakes: Brakes, now: float) -> str:
-    """Why this row will never run, or '': attempts or the week's budget used up, or a person asks in a pause."""
+    """Why this row will never run, or '': attempts or the week's budget used up, a person asks in a pause, or the live
+    model can not be tuned."""
     name, kind = row["assistant"], row["kind"]
     if row["attempts"] >= brakes.attempts:
         return f"it failed {row['attempts']} times"
+    if kind == "retrain" and (live := ledger.live()[name].live) and (why := untunable(live.model)):
+        return why
     if by_hand(row):
         return f"automation of {name!r} is paused" if ledger.assistant(name)["paused"] else ""
     seen = row["body"].get("events")

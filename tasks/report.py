@@ -66,10 +66,12 @@ def bases(assistant: str, of: Sequence[Base], candidates: Sequence[Release], dec
     """The tuned candidates of several base models side by side: verdict, quality, latency, size, cost of training."""
     rows = []
     for base, candidate, decision in zip(of, candidates, decisions, strict=True):
-        made = json.loads((Path(candidate.model.adapter_uri).parent.parent / "training.json").read_text())
+        made = {"cost": 0.0}
+        if candidate.model.adapter:
+            made = json.loads((Path(candidate.model.adapter_uri).parent.parent / "training.json").read_text())
         weights = Path(candidate.model.uri)
         files = [weights] if weights.is_file() else [file for file in weights.rglob("*") if file.is_file()]
-        row = {"base": base.folder, "architecture": base.architecture, "release": candidate.id}
+        row = {"base": base.folder or base.sha256, "architecture": base.architecture, "release": candidate.id}
         row |= {"verdict": decision.verdict, "why": decision.reason, "engine": candidate.model.engine}
         row |= {name: round(decision.metrics[name], 4) for name in COMPARED if name in (decision.metrics or {})}
         row |= {"size_mb": round(sum(file.stat().st_size for file in files) / 1e6), "training_cost": made["cost"]}

@@ -34,8 +34,8 @@ class Router:
 
     read_at, age = 0.0, 0.0
 
-    def __init__(self):
-        self.keys, self.askers = {}, []
+    def __init__(self, live=LIVE):
+        self.keys, self.askers, self.live = {}, [], live
 
     def assistants(self):
         return ["helpdesk"]
@@ -51,7 +51,7 @@ class Router:
             raise NoRelease("the assistant 'empty' has no live release yet")
         if assistant != "helpdesk":
             raise KeyError(assistant)
-        return (OTHER, "pinned") if pinned else (LIVE, "live")
+        return (OTHER, "pinned") if pinned else (self.live, "live")
 
 
 class Model_:
@@ -81,12 +81,12 @@ class Model_:
 class Stack:
     """The app with fakes around it, and a client that speaks ASGI to it."""
 
-    def __init__(self, folder, traces=Traces(0.0), **chosen):
+    def __init__(self, folder, live=LIVE, traces=Traces(0.0), **chosen):
         self.model, self.log, self.feedback = Model_(), RequestLog(f"sqlite:///{folder}/requests.db"), []
         self.hits, self.searches, self.broken = HITS, [], None
         self.vector = np.ones(4, np.float32)
         settings = Settings(home=folder, **{"api_key": None} | chosen)
-        self.router, generate = Router(), lambda *a: self.model.generate(*a)
+        self.router, generate = Router(live), lambda *a: self.model.generate(*a)
         ledger = Ledger(f"sqlite:///{folder}/ledger.db")
         parts = Parts(self.router, generate, self.find, self.section, self.log, self.add_feedback, ledger, traces)
         self.app = create_app(parts, settings, TOKEN, ThreadPoolExecutor(2))

@@ -1,9 +1,12 @@
 """What the lifecycle flow decides by itself, its steps replaced."""
 
+from dataclasses import replace
+
 import pytest
 
 from data.records import Decision, Snapshot, Sources, as_json
 from flows import lifecycle
+from serving.engine.bases import Base
 from tests.ledgers import go_live, new_ledger, release
 
 SNAPSHOT = Snapshot("snap", "uri", "wiki", *[0] * 8)
@@ -42,6 +45,69 @@ def test_of_several_bases_the_accepted_one_with_most_correct_answers_is_taken(ju
 
 def test_of_several_bases_none_accepted_the_first_is_taken_and_its_refusal_told(judged):
     assert judged(("hold", 0.5), ("reject", 0.6), ("hold", 0.9)) == "a"
+
+
+ELSEWHERE = "http://10.0.0.5:8000/v1#qwen3"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The whole flow for an assistant with examples, its steps replaced: what it released, and how often it trained."""
+    book, done = new_ledger(tmp_path, "wiki"), []
+    snapshot = replace(SNAPSHOT, examples=100)
+    embedded = Base("folder", "b" * 64, "llama", "chatml", release(model="e").model)
+    monkeypatch.setattr(lifecycle, "ledger", lambda: book)
+    monkeypatch.setattr(lifecycle.bases, "embedded", lambda: embedded)
+    monkeypatch.setattr(lifecycle, "prepared", lambda sources: snapshot)
+    monkeypatch.setattr(lifecycle, "index_snapshot", lambda *_: release().index)
+    monkeypatch.setattr(lifecycle, "prepare_and_index", lambda name, trained, _: (snapshot, release().index))
+    monkeypatch.setattr(lifecycle, "compared", lambda candidates, *_: candidates[-1])
+
+    def finetune_model(*_):
+        done.append("trained")
+        return replace(release(model="t").model, adapter="a")
+
+    def released(candidate, kind, snapshot, gates):
+        done.append((candidate.model.uri, candidate.prompt.chat, kind))
+        go_live(book, candidate)
+        return Decision("bootstrap" if kind == "bootstrap" else "promote", "", candidate.id)
+
+    monkeypatch.setattr(lifecycle, "finetune_model", finetune_model)
+    monkeypatch.setattr(lifecycle, "release_candidate", released)
+
+    def run(*bases):
+        done.clear()
+        lifecycle.lifecycle.fn(Sources("wiki", "docs"), base_models=list(bases))
+        return list(done)
+
+    return run
+
+
+def test_a_model_served_elsewhere_is_released_with_the_index_alone_and_never_trained(run):
+    assert run(ELSEWHERE) == [(ELSEWHERE, "messages", "bootstrap")]
+    assert run(ELSEWHERE) == [(ELSEWHERE, "messages", "reindex")]
+
+
+def test_a_model_served_elsewhere_challenges_what_is_live_as_it_is(run):
+    assert run(None) == [("m.gguf", "chatml", "bootstrap"), "trained", ("m.gguf", "chatml", "tuned")]
+    assert run(ELSEWHERE) == [(ELSEWHERE, "messages", "tuned")]
+    assert run(None, ELSEWHERE) == ["trained", (ELSEWHERE, "messages", "tuned")]
+
+
+def test_what_is_live_is_no_challenger_of_itself(judged, tmp_path, monkeypatch):
+    book = new_ledger(tmp_path, "wiki")
+    go_live(book, release(model="a"))
+    monkeypatch.setattr(lifecycle, "ledger", lambda: book)
+    asked = []
+
+    def gated(candidate, *_):
+        asked.append(candidate.model.sha256[0])
+        return Decision("hold", "", candidate.id, metrics={"correct": 0.5})
+
+    monkeypatch.setattr(lifecycle, "gated", gated)
+    candidates = [release(model=letter) for letter in "ab"]
+    best = lifecycle.compared(candidates, [None] * 2, SNAPSHOT, lifecycle.GateSettings())
+    assert asked == ["b"] and best == candidates[0]
 
 
 def test_every_prepare_of_a_run_is_told_what_is_live_and_not_only_what_was_prepared_last(tmp_path, monkeypatch):

@@ -1,9 +1,12 @@
 """Remedies run once, under brakes, and their row reaches one final state."""
 
+from dataclasses import replace
+
 import pytest
 
 from data.outbox import ask, veto
 from data.records import as_json
+from serving.engine.upstream import upstream_model
 from tasks import remedy
 from tasks.edetector import watch as fresh_detector
 from tasks.remedy import Brakes
@@ -48,6 +51,15 @@ def test_a_remedy_that_raises_gives_its_claim_back_until_the_attempts_are_used_u
     with remedy.claimed(ledger, seq, "run-9", Brakes(attempts=2)) as claim:
         assert claim is None
     assert state(ledger, seq) == "refused"
+
+
+def test_retraining_what_is_served_elsewhere_is_refused_at_once(ledger):
+    go_live(ledger, replace(release(), model=upstream_model("http://10.0.0.5/v1#qwen3")))
+    seq = ledger.open_remedy("wiki", "retrain", "worse", {})
+    with remedy.claimed(ledger, seq, "run-1", Brakes()) as claim:
+        assert claim is None
+    (row,) = [row for row in ledger.outbox("wiki") if row["seq"] == seq]
+    assert row["state"] == "refused" and "no adapter of ours can go" in row["note"]
 
 
 def test_a_cooldown_makes_a_row_wait_and_a_person_passes_it(ledger):

@@ -38,6 +38,9 @@ class Engine:
             raise self.error
         return [Generation("x", 1, decoding.max_new_tokens, "length", 0.0, 0.0)]
 
+    def check(self):
+        self.generate(["anything"], Decoding(max_new_tokens=1))
+
 
 @pytest.fixture
 def opened(monkeypatch):
@@ -93,7 +96,7 @@ def test_many_streams_run_at_once(opened):
     assert time.monotonic() - start < 2.0
 
 
-def test_health_is_one_generated_token_unless_tokens_were_just_written(opened):
+def test_health_is_the_engines_own_check_unless_tokens_were_just_written(opened):
     engine = Engine()
 
     async def check():
@@ -145,3 +148,10 @@ def test_a_replica_gets_our_settings_and_its_threads(monkeypatch):
     variables = replica.worker_environment(2)["env_vars"]
     assert variables["OMP_NUM_THREADS"] == "2" and variables["PERENNIAL_STORE_URI"] == "s3://somewhere"
     assert "RAY_ADDRESS" not in variables and variables["HF_HUB_OFFLINE"] == "1"
+
+
+def test_a_key_that_ray_would_log_is_not_part_of_a_replicas_environment(monkeypatch):
+    monkeypatch.setenv("PERENNIAL_UPSTREAM_KEY", "sk-secret")
+    monkeypatch.setenv("PERENNIAL_RETENTION_DAYS", "7")
+    given = replica.worker_environment(2)["env_vars"]
+    assert given["PERENNIAL_RETENTION_DAYS"] == "7" and "sk-secret" not in given.values()

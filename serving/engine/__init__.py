@@ -18,13 +18,26 @@ SAFE_SUFFIXES = (".gguf", ".safetensors")
 class Piece:
     """A stretch of streamed text: the new text, completion tokens so far, '' or on the last one why it ended.
 
-    `finish_reason` is 'stop' (end token or stop string) or 'length' (max_new_tokens reached).
+    `finish_reason` is 'stop' (end token or stop string) or 'length' (max_new_tokens reached), of an upstream also
+    'content_filter' or 'tool_calls'. `tool_calls`: on the last one, what is to be called, OpenAI's list as JSON.
     """
 
     text: str
     tokens: int
     finish_reason: str = ""
     prompt_tokens: int = 0
+    tool_calls: str = ""
+
+
+class Unavailable(RuntimeError):
+    """The model can not answer now. `retry_after`: seconds, by its own word; `again`: whether another try may help."""
+
+    def __init__(self, message: str, retry_after: float | None = None, again: bool = False):
+        super().__init__(message, retry_after, again)  # all of them, so that it can be sent between processes
+        self.retry_after, self.again = retry_after, again
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 class Engine(Protocol):
@@ -40,6 +53,9 @@ class Engine(Protocol):
 
     def count(self, text: str) -> int:
         """How many tokens the model reads `text` as; role marks count as one each."""
+
+    def check(self) -> None:
+        """Raise when it can not answer and a new one in its place could."""
 
     def close(self) -> None:
         """Stop what is running and free the model; running requests raise RuntimeError."""
@@ -57,9 +73,19 @@ def _transformers(model: Model) -> Engine:
     return TransformersEngine(model)
 
 
-ENGINES = {"openvino": _openvino, "transformers": _transformers}
-CONSTRAINED = ("openvino",)
+def _upstream(model: Model) -> Engine:
+    from serving.engine.upstream import UpstreamEngine
+
+    return UpstreamEngine(model)
+
+
+ENGINES = {"openvino": _openvino, "transformers": _transformers, "upstream": _upstream}
+CONSTRAINED = ("openvino", "upstream")
 """The engines that can be held to a JSON schema; the others raise ValueError for one."""
+CALLING = ("upstream",)
+"""The engines that pass on tools and what came of calling them; the others must not be asked to."""
+ALIVE = Decoding(max_new_tokens=1)
+"""One token of anything: what `check` asks of a model in this process."""
 
 
 def artifact_sha256(uri: str | Path, adapter: str | None = None) -> str:
@@ -85,7 +111,13 @@ def open_engine(model: Model) -> Engine:
 
 
 def verify_model(model: Model) -> None:
-    """`verify` for every file that `model` is served from."""
+    """`verify` for every file that `model` is served from; an upstream has none, only its name can be compared."""
+    if model.engine == "upstream":
+        from serving.engine.upstream import upstream_model
+
+        if (named := upstream_model(model.uri)).sha256 != model.sha256:
+            raise ValueError(f"{model.uri} has sha256 {named.sha256}, its record says {model.sha256}; name it anew")
+        return
     if not (model.adapter_uri and model.engine == "transformers"):  # elsewhere the adapter is merged into the file
         return verify(model.uri, model.sha256)
     verify(model.adapter_uri, model.adapter)

@@ -25,6 +25,7 @@ from serving.engine.export import export_gguf, load, unexportable
 from serving.engine.models import COMPLETE, GGUF_NAME, base_folder, base_model, written_whole
 from serving.engine.safety import TAKEN, chat_template, check_model, files
 from serving.engine.template import derive
+from serving.engine.upstream import is_upstream, untunable, upstream_model
 from serving.engine.weights import read_json
 from settings import settings
 
@@ -41,6 +42,8 @@ bits gives up to 0.01 on average and 0.2 at a near tie; a wrong mapping gives mo
 class Base(Record):
     """A base model: its Hugging Face `folder`, the sha256 of its weights, its model type, the chat format it wants
     (for `Prompt.chat`), the untuned `model` as it is served, and why that is not OpenVINO's where it is not.
+
+    Of an upstream there is no folder, and `sha256` is its name.
     """
 
     folder: str
@@ -50,6 +53,11 @@ class Base(Record):
     model: Model
     why: str = ""
 
+    @property
+    def tunable(self) -> bool:
+        """Whether its weights are here."""
+        return bool(self.folder)
+
 
 def embedded() -> Base:
     """The base that comes with the product."""
@@ -57,7 +65,9 @@ def embedded() -> Base:
 
 
 def find(base: str | None) -> Base:
-    """None: the embedded base. Else the known one with this sha256, or `adopt(base)`."""
+    """None: the embedded base. Else an upstream (URL#MODEL), the known one with this sha256, or `adopt(base)`."""
+    if is_upstream(base):
+        return hosted(base)
     return embedded() if base is None else known(base) or adopt(base)
 
 
@@ -68,6 +78,12 @@ def known(sha256: str) -> Base | None:
     folders = sorted((settings().models / "adopted").glob("*"))
     held = (read(folder) for folder in folders if (folder / COMPLETE).exists())
     return next((base for base in held if base.sha256 == sha256), None)
+
+
+def hosted(name: str) -> Base:
+    """The base behind an upstream's name. What it is made of is not known here, and nothing of it can be tuned."""
+    model = upstream_model(name)
+    return Base("", model.base, "upstream", "messages", model, untunable(model))
 
 
 def adopt(source: str | Path) -> Base:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.records import Decoding, Generation, Model
-from serving.engine import Piece, settled
+from serving.engine import ALIVE, Piece, settled
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -102,6 +102,9 @@ class OpenVINOEngine:
     def generate(self, prompts: Sequence[str], decoding: Decoding) -> list[Generation]:
         requests = [self._submit(prompt, decoding) for prompt in prompts]
         return [self._finished(request, decoding) for request in requests]
+
+    def check(self) -> None:
+        self.generate(["<|im_start|>"], ALIVE)
 
     def close(self) -> None:
         with self._wake:

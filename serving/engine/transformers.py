@@ -12,7 +12,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from data.records import Decoding, Generation, Model
-from serving.engine import Piece, settled
+from serving.engine import ALIVE, Piece, settled
 
 BATCH = 16
 
@@ -90,6 +90,9 @@ class TransformersEngine:
     def greedy(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
         """The ids written greedily for each prompt, at most `tokens`, the end token included."""
         return [self._generate([prompt], Decoding(max_new_tokens=tokens), lambda _: None)[0] for prompt in prompts]
+
+    def check(self) -> None:
+        self.generate(["<|im_start|>"], ALIVE)
 
     def close(self) -> None:
         with self._busy:
