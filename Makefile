@@ -1,11 +1,13 @@
-# make run: from nothing to a released assistant.  make test: set up and test.  Also: status, stop, chaos, lint, bench.
+# make run: from nothing to a released assistant.  make test: set up and test.
+# Also: status, stop, demo, backup TO=FOLDER, restore FROM=FOLDER, test-clients, chaos, lint, bench.
 PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+CLIENTS := .clients
 
-.PHONY: run setup status stop test chaos lint bench
+.PHONY: run setup status stop demo backup restore test test-clients chaos lint bench
 
 run: setup
 	@$(BIN)/python -m flows.stack run
@@ -29,9 +31,26 @@ status: setup
 stop: setup
 	@$(BIN)/python -m flows.stack stop
 
+demo: setup
+	@$(BIN)/python -m flows.demo
+
+backup: setup
+	@$(BIN)/python -m flows.stack backup "$(TO)"
+
+restore: setup
+	@$(BIN)/python -m flows.stack restore "$(FROM)"
+
 test: setup
 	@$(BIN)/python -m pytest tests -m "not stack" -n 2 --dist loadfile
 	@$(BIN)/python -m pytest tests -m stack
+
+# Every client in an environment of its own: together pip tries versions of them for a long time
+test-clients: setup
+	@for client in openai langchain-openai "litellm mcp"; do \
+	  folder=$(CLIENTS)/$${client%% *}; test -x $$folder/bin/pip || $(PYTHON) -m venv $$folder; \
+	  $$folder/bin/pip install --quiet --disable-pip-version-check --upgrade $$client || exit 1; done
+	@mkdir -p $(CLIENTS)/node && npm install --silent --no-fund --prefix $(CLIENTS)/node openai
+	@$(BIN)/python -m pytest tests/clients/real_clients.py
 
 chaos: setup
 	@PERENNIAL_CHAOS=20 $(BIN)/python -m pytest tests/test_faults.py tests/test_training.py -n 2

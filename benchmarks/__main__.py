@@ -46,6 +46,12 @@ FIGURES = {
     "front-door": "benchmarks.front_door",
     "deploy-under-load": "benchmarks.deploy_under_load",
     "rollback-time": "benchmarks.rollback_time",
+    "prompt-ab": "benchmarks.prompt_ab",
+    "semantic-cache": "benchmarks.semantic_cache",
+    "event-latency": "benchmarks.event_latency",
+    "monitor-cost": "benchmarks.monitor_cost",
+    "events-exactly-once": "benchmarks.events_exactly_once",
+    "heal-quality": "benchmarks.heal_quality",
     "bad-requests": "benchmarks.bad_requests",
     "overload": "benchmarks.overload",
 }
