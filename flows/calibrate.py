@@ -29,10 +29,11 @@ def measure(assistant: str, labels: str | None = None, rules: Rules = Rules()) -
 
     Raises ValueError for a line that is no label, LookupError where nobody labelled an answer yet.
     """
+    known_judge()
     if labels:
         return compare(assistant, read_labels(labels), rules)
     items = [Labelled.of(label) for label in reviews.labels(Ledger(settings().ledger), assistant)]
-    if judge.configured() and not items:
+    if not items:
         raise LookupError(
             f"nobody labelled an answer of {assistant!r} yet; list some: python -m flows.review ask RELEASE"
         )
@@ -47,9 +48,7 @@ def compare(assistant: str, items: Sequence[Labelled], rules: Rules = Rules()) -
     Raises LookupError without a judge, KeyError for an unknown assistant, ConnectionError, with nothing
     recorded, where it gave no verdict on most: what cannot be asked has not changed its mind.
     """
-    book, asked = Ledger(settings().ledger), judge.configured()
-    if asked is None:
-        raise LookupError("no judge is configured; set PERENNIAL_JUDGE_URL and PERENNIAL_JUDGE_MODEL")
+    book, asked = Ledger(settings().ledger), known_judge()
     book.assistant(assistant)
     asked.forget()
     found = calibrate(items, asked.verdicts([item.judgeable for item in items]), asked.version, rules)
@@ -58,6 +57,14 @@ def compare(assistant: str, items: Sequence[Labelled], rules: Rules = Rules()) -
     anchors.start(book, assistant, asked.version, anchors.stored(anchors.ask(asked)))
     print(asked.bill.says())
     book.decide(assistant, KIND, None, "passed" if found.passed else "advisory", found.says(), as_json(found))
+    return found
+
+
+def known_judge() -> judge.Judge:
+    """The configured judge; LookupError without one."""
+    found = judge.configured()
+    if found is None:
+        raise LookupError("no judge is configured; set PERENNIAL_JUDGE_URL and PERENNIAL_JUDGE_MODEL")
     return found
 
 

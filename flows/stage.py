@@ -18,14 +18,14 @@ from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 
+from data import outbox
 from data.ledger import Ledger
 from data.records import Decision, Example, Release, Snapshot, Sources, as_json
-from data.requests import RequestLog, requests
-from data.tables import metadata, releases
+from data.tables import releases
 from flows import people, stack
 from flows.lifecycle import finetune_model, index_snapshot, known_snapshot, prepared, release_candidate
 from settings import settings
-from tasks import remedy
+from tasks import removal
 from tasks.evidence import DiagnosisSettings
 from tasks.finetune import Training
 from tasks.gate import GateSettings
@@ -91,23 +91,18 @@ def answers() -> bool:
 
 
 def remove(book: Ledger, folder: Path) -> None:
-    """Nothing of the demo's assistant stays in the ledger, the log, or warm; its index is there for the next time.
+    """Nothing of the demo's assistant stays.
 
     A remedy that still runs is waited for, so that its flow does not find the ground gone.
     """
     for row in book.outbox(NAME, ("open",)):
-        remedy.veto(book, row["seq"], "the demo", "it is over")
+        outbox.veto(book, row["seq"], "the demo", "it is over")
     if book.outbox(NAME, ("claimed",)):
         say("a remedy still runs; it is waited for before the assistant is removed")
         wait_for(lambda: not book.outbox(NAME, ("claimed",)), 1800, 2)
     mine = {Release.of(row["body"]).model.sha256 for row in book.rows(releases.select()) if row["assistant"] == NAME}
-    with book.write() as c:
-        for table in metadata.sorted_tables:
-            named = table.c.get("name" if table.name == "assistants" else "assistant")
-            if named is not None:
-                c.execute(table.delete().where(named == NAME))
-    with RequestLog(settings().requests).engine.begin() as c:
-        c.execute(requests.delete().where(requests.c.assistant == NAME))
+    if NAME in book.live():
+        removal.remove(book, NAME)
     shutil.rmtree(folder, ignore_errors=True)
     if mine:
         cool(mine - {routing.live.model.sha256 for routing in book.live().values() if routing.live})

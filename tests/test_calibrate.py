@@ -144,7 +144,7 @@ def test_a_judge_that_was_swapped_behind_its_address_is_told_from_its_anchors(tm
 
 
 def test_a_moved_judge_asks_for_a_recalibration_and_touches_nothing_live(tmp_path, monkeypatch):
-    monkeypatch.setattr(monitor.remedy, "emit", lambda *event: None)
+    monkeypatch.setattr(monitor.events, "emit", lambda *event, **about: None)
     book, live = new_ledger(tmp_path, "wiki"), release()
     go_live(book, live)
     evidence = Evidence(judge_moved=True)

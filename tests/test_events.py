@@ -30,7 +30,7 @@ def names_in(file: Path) -> set[str]:
             found.add(f"{node.values[0].value}*")
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             found.add(node.value)
-    kinds = ("perennial.drift.", "perennial.remedy.", "perennial.release.")
+    kinds = ("perennial.drift.", "perennial.remedy.", "perennial.release.", "perennial.split.")
     return {name for name in found if name.startswith(kinds) and "\n" not in name and name not in kinds}
 
 

@@ -196,7 +196,7 @@ def own_endpoint(models, tmp_path_factory):
     index = IndexVersion("judge", "none", "none", 0, "none", "none", "none", 0, 0, "none")
     release = Release("judge", base_model(), index, Prompt(system="You grade answers.", user="{question}"))
     router = SimpleNamespace(keys={}, read_at=0.0, age=0.0, assistants=lambda: ["judge"])
-    router.resolve, router.tombstones = lambda *_: (release, "live"), lambda _: frozenset()
+    router.resolve, router.tombstones = lambda *_, **asker: (release, "live"), lambda _: frozenset()
     log = RequestLog(f"sqlite:///{folder}/requests.db")
 
     def generate(model, prompt, decoding):

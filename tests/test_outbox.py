@@ -155,10 +155,10 @@ def said(ledger, *words) -> str:
 
 def test_the_terminal_asks_wakes_the_flow_lists_and_vetoes(ledger, monkeypatch):
     woken = []
-    monkeypatch.setattr(by_hand.remedy, "emit", lambda *event: woken.append(event))
+    monkeypatch.setattr(by_hand.events, "emit", lambda *event, **about: woken.append((*event, about["outbox"])))
     assert "outbox row 1" in said(ledger, "ask", "rollback", "wiki", "--to", "rel-1")
     assert ledger.outbox()[0]["body"]["to"] == "rel-1"
-    assert woken == [("perennial.remedy.rollback", "wiki", {"outbox": 1})]
+    assert woken == [("perennial.remedy.rollback", "wiki", 1)]
     assert "rollback  open  eve: we saw it" in said(ledger, "list", "wiki")
     assert "vetoed" in said(ledger, "veto", "1") and "vetoed by eve" in said(ledger, "list")
     with pytest.raises(ValueError, match="too late"):

@@ -205,7 +205,7 @@ def test_recalibrate_compares_the_judge_with_the_labels_there_are_and_says_when_
     monkeypatch.setattr(remedies.review, "ask", lambda book, of, items: listed.append((of, items)))
     assert remedies.recalibrate.fn("wiki").name == "Advisory"
     assert [(one.question, one.label) for one in asked] == [("q1", 1), ("q2", 0)]
-    assert "is advisory" in bench.alerts[0] and "is advisory" in bench.row["note"]
+    assert "it advises" in bench.alerts[0] and "it advises" in bench.row["note"]
     assert listed == [(bench.live.id, 200)], "too few labels: answers with references are listed"
     assert bench.released == [] and bench.book.assistant("wiki")["live_seq"] == 1
 

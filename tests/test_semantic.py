@@ -22,7 +22,11 @@ KEYS = {digest(name): Key(f"key-{name}", name, tenant, labels=labels) for name, 
 def stack(tmp_path):
     stack = Stack(tmp_path, api_key="admin", price_prompt_million=2.0, price_completion_million=25.0)
     stack.router.live, stack.router.keys, stack.buried = REUSING, KEYS, frozenset()
-    stack.router.resolve = lambda name, user, pinned=None: (OTHER, "pinned") if pinned else (stack.router.live, "live")
+
+    def resolve(name, user, pinned=None, asker=""):
+        return (OTHER, "pinned") if pinned else (stack.router.live, "live")
+
+    stack.router.resolve = resolve
     stack.router.tombstones = lambda name: stack.buried
     stack.model.words = ("Lyon opens", " at 9 a.m.")
     yield stack
@@ -190,7 +194,7 @@ def test_canaries_probes_and_pinned_requests_measure_the_release_itself(stack):
     ask(stack)
     ask(stack, who="admin", headers={"x-perennial-token": TOKEN, "x-perennial-source": "canary"})
     ask(stack, who="admin", headers={"x-perennial-token": TOKEN, "x-perennial-release": OTHER.id})
-    stack.router.resolve = lambda name, user, pinned=None: (REUSING, "canary")
+    stack.router.resolve = lambda name, user, pinned=None, asker="": (REUSING, "canary")
     ask(stack)
     assert written(stack) == 4 and [row["reuse"] for row in stack.rows()] == ["miss", "", "", ""]
 
