@@ -89,7 +89,8 @@ def answered(body: dict, settled: Sequence[reviews.Item]) -> list[Answered]:
     judge is left out with its question.
     """
     releases = [body["evaluation"][arm] for arm in ("release", "champion")]
-    said = {tuple(one.body[of] for of in ("question", "arm", "answer")): LABELS[one.verdict] for one in settled}
+    held = [one for one in settled if one.body]  # one whose user was forgotten is empty
+    said = {tuple(one.body[of] for of in ("question", "arm", "answer")): LABELS[one.verdict] for one in held}
     rows = [{row["id"]: row for row in body["rows"][arm]} for arm in ("candidate", "champion")]
     verdicts = pair(VERDICT, *(Scores.of(body[arm]) for arm in ("candidate", "champion")))
     found = {}

@@ -12,7 +12,7 @@ from flows import lifecycle, remedies
 from tasks import precedents
 from tasks.calibrate import Labelled, calibrate
 from tasks.evaluate import changed_parts
-from tasks.finetune import Training
+from tasks.finetune import Training, trained_with
 from tests.ledgers import go_live, new_ledger, release
 
 SNAPSHOT = Snapshot("snap", "uri", "wiki", *[0] * 8)
@@ -67,6 +67,14 @@ def test_a_retraining_goes_as_the_live_model_was_trained_unless_it_is_told_other
             go_live(book, live)
         remedies.retrain.fn("wiki", training=told)
     assert used == [Training(), Training(minutes=2.5, rank=8), Training(minutes=1)]
+
+
+def test_a_model_from_a_bundle_is_trained_again_as_its_card_says_and_one_without_a_card_by_default(tmp_path):
+    imported = replace(release().model, adapter="c" * 64, adapter_uri=str(tmp_path / "adapter" / "weights.safetensors"))
+    assert trained_with(imported) == Training()
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card" / "training.json").write_text(json.dumps({"training": as_json(Training(rank=8))}))
+    assert trained_with(imported) == Training(rank=8)
 
 
 class Approved:
