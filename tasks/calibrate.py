@@ -78,9 +78,9 @@ class Bias(Record):
 class Calibration(Record):
     """How a judge (`version`) agrees with people on `items` answers; `unmeasured` of them it gave no verdict on.
 
-    `kappa` (Cohen 1960), true positive and true negative rate; None where nothing tells them. `lacking`: why it does not
-    agree well enough to be heard at all. `biased`: what keeps its own figures from being trusted; labels of the answers
-    in question correct that.
+    `kappa` (Cohen 1960), true positive and true negative rate; None where nothing tells them. `lacking`: why it does
+    not agree well enough to be heard at all. `biased`: what keeps its own figures from being trusted; labels of the
+    answers in question correct that.
     """
 
     version: str
