@@ -279,7 +279,10 @@ def withdrawn(ledger: Ledger, assistant: str) -> dict[int, str]:
 
 
 def forget(ledger: Ledger, assistant: str, user: str) -> int:
-    """Empty the texts of all that `user` said about an assistant and withdraw it; returns how many rows there were."""
+    """Empty the texts of all that `user` said about an assistant and withdraw it; returns how many rows there were.
+
+    What waited in the review queue for a word on them needs nobody any more: it is discarded.
+    """
     mine = (feedback.c.assistant == assistant, feedback.c.user == user)
     found = [str(row["seq"]) for row in ledger.rows(sa.select(feedback.c.seq).where(*mine))]
     withdraw(ledger, assistant, "forgotten on their wish", "the user", user=user)
@@ -288,8 +291,10 @@ def forget(ledger: Ledger, assistant: str, user: str) -> int:
     listed = [row["seq"] for row in queue if (row["body"] or {}).get("user") == user]
     asked = sa.and_(reviews.c.assistant == assistant, reviews.c.kind == KIND, reviews.c.subject.in_(found))
     with ledger.write() as c:
-        theirs = sa.or_(asked, reviews.c.seq.in_(listed))
-        c.execute(reviews.update().where(theirs).values(body={}, answer=None, state="settled"))
+        theirs = reviews.update().where(sa.or_(asked, reviews.c.seq.in_(listed)))
+        c.execute(theirs.values(body={}, answer=None))
+        closed = {"state": "settled", "verdict": "discarded", "reviewer": "the user", "settled_at": time.time()}
+        c.execute(theirs.where(reviews.c.state == "open").values(**closed))
         return c.execute(feedback.update().where(*mine).values(**empty)).rowcount
 
 

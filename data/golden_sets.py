@@ -1,7 +1,8 @@
 """Golden sets by content hash, in the ledger: what a decision was taken on, how worn a set is, what of it is sealed.
 
 The sealed part is looked at by the gate's verdict alone: nobody is shown its questions answered, and nothing that
-chooses between models, prompts or settings scores them.
+chooses between models, prompts or settings scores them. The verdict's intervals are over all questions, so who sets
+them against the means of the open ones learns how the sealed part did as a whole, and of no question how it did.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def by_section(questions: Iterable[GoldenQuestion]) -> bool:
 
 
 def sealed(questions: Collection[GoldenQuestion]) -> frozenset[str]:
-    """Ids of the sealed ones among these questions.
+    """Ids of the sealed ones among these questions, which are a whole golden set: those set aside say with the others
+    whether there are documents enough, so that what is sealed does not change when some of them age.
 
     All of a document or none, by the hash of its name: what is sealed stays sealed whatever joins or leaves the set,
     and could as well be any other part of it (`tasks.intervals.apart_by_chance` counts on that).
@@ -55,7 +57,7 @@ def sealed(questions: Collection[GoldenQuestion]) -> frozenset[str]:
 
 
 def open_part(questions: Collection[GoldenQuestion]) -> list[GoldenQuestion]:
-    """The questions that may be looked at, answered and chosen by."""
+    """The questions of a whole golden set that may be looked at, answered and chosen by."""
     apart = sealed(questions)
     return [one for one in questions if one.id not in apart]
 

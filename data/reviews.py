@@ -271,10 +271,13 @@ def said(ledger: Ledger, assistant: str) -> list[tuple[feedback.Said, str]]:
     """The labels of answers to people's questions as feedback that a reviewer gave and accepted, oldest verdict first;
     each with the release that answered. Its number is the review's, below zero: no feedback has it.
     """
+    given = [
+        one
+        for one in items(ledger, assistant, LABEL, "settled")
+        if "response" in one.body and one.verdict != "discarded"
+    ]
     found = []
-    for one in sorted(items(ledger, assistant, LABEL, "settled"), key=lambda one: (one.settled_at, one.number)):
-        if "response" not in one.body or one.verdict == "discarded":
-            continue
+    for one in sorted(given, key=lambda one: (one.settled_at, one.number)):
         right = feedback.Said(
             -one.number, one.at, None, one.body["question"], one.body["answer"], 1, reviewer=one.reviewer
         )

@@ -65,6 +65,12 @@ def monitor(
 
 def ask_for(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidence, states: dict) -> None:
     """Record the decision, with an outbox row if the remedy is one that acts; then wake its flow with an event."""
+    ask_one(book, name, live, found, evidence, states)
+    if found.kind == "reprompt":  # row 7 asks for both: a prompt that shows the few labels, and more of them
+        ask_one(book, name, live, replace(found, kind="collect"), evidence, states)
+
+
+def ask_one(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidence, states: dict) -> None:
     acts = found.kind in KINDS
     body = {"reason": found.reason, "row": found.row, "signals": diagnose.acted_on(found, evidence)}
     body |= {"events": (seen := diagnose.events_behind(found, evidence))}
@@ -92,8 +98,6 @@ def ask_for(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidenc
             events.emit(event, name, **about, reason=found.reason, evidence=events.figures(found))
     if acts:
         print(f"{name}: asked for {found.kind} (outbox row {outbox}): {found.reason}")
-        if found.kind == "reprompt":  # row 7 asks for both: a prompt that shows the few labels, and more of them
-            ask_for(book, name, live, replace(found, kind="collect"), evidence, states)
     elif found.kind != "nothing":
         what = f"{found.kind} (row {found.row} of the diagnosis)"
         report.alert(name, found.reason, what, live, alerts.asked(evidence))

@@ -59,19 +59,21 @@ class Reports:
         return hmac.new(self.secret, f"report {seq} {until}".encode(), hashlib.sha256).hexdigest()
 
     def slices(self, release: str, evaluation: str, primary: str) -> list[dict]:
-        """The primary metric's means in each slice, of candidate and champion, the worst difference first."""
+        """The primary metric's means over the open questions of each slice, of candidate and champion, the worst
+        difference first."""
         stored = self.stored(release, evaluation, ".json")
         body = json.loads(stored.read_text()) if stored else {}
         if not (body.get("candidate") and body.get("champion")):
             return []
         arms = {arm: _scored(body[arm], primary) for arm in ("candidate", "champion")}
+        sealed = set(body.get("sealed", ()))
         members: dict[str, list[str]] = {}
         for question, names in zip(body["candidate"]["questions"], body["candidate"].get("slices") or (), strict=False):
             for name in names:
                 members.setdefault(name, []).append(question)
         found = []
         for name, questions in members.items():
-            both = [q for q in questions if all(arm.get(q) is not None for arm in arms.values())]
+            both = [q for q in questions if q not in sealed and all(arm.get(q) is not None for arm in arms.values())]
             if both:
                 means = {arm: statistics.fmean(scores[q] for q in both) for arm, scores in arms.items()}
                 found.append({"name": name, "n": len(both)} | means)

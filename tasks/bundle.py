@@ -27,6 +27,7 @@ from serving.engine.weights import read_json
 from settings import settings
 from tasks.evaluate import changed_parts
 from tasks.index import in_use
+from tasks.publish import card
 
 CARRIED = ("openvino", "transformers")
 """The engines whose models are files."""
@@ -89,8 +90,8 @@ def model_files(model: Model) -> dict[str, Path]:
     if model.adapter:
         folder = Path(model.adapter_uri).parent
         places |= {f"model/adapter/{name}": folder / name for name in ADAPTER}
-        cards = [place for place in (folder.parent, folder.parent / "card") if (place / CARD[0]).is_file()]
-        places |= {f"model/card/{name}": place / name for place in cards for name in CARD}
+        if (record := card(model)) is not None:
+            places |= {f"model/card/{name}": record / name for name in CARD}
     if model.base != bases.embedded().sha256:
         held = files(Path(bases.find(model.base).folder))
         places |= {f"base/{name}": place for name, place in held.items()}

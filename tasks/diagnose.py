@@ -136,7 +136,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         "6",
         "retrain",
-        lambda e, s: answers_worse(e, s) and enough_labels(e, s),
+        lambda e, s: answers_worse(e, s) and e.tunable and enough_labels(e, s),
         lambda e, s: (
             f"Answers given good context are worse for {e.worse_windows} windows, with {e.new_labelled_examples} new "
             f"labelled examples and {e.new_preferences} preferences to learn from."
@@ -148,8 +148,7 @@ TABLE: tuple[Row, ...] = (
         "reprompt",
         lambda e, s: answers_worse(e, s) and e.new_labelled_examples >= s.reprompt_examples,
         lambda e, s: (
-            f"Answers given good context are worse, and {e.new_labelled_examples} labelled examples are too few to "
-            f"retrain ({s.retrain_examples}): reprompt with them and collect labels."
+            f"Answers given good context are worse, and {_no_retraining(e, s)}: reprompt with them and collect labels."
         ),
         QUALITY,
     ),
@@ -195,6 +194,12 @@ TABLE: tuple[Row, ...] = (
 )
 
 
+def _no_retraining(e: Evidence, s: DiagnosisSettings) -> str:
+    if not e.tunable:
+        return f"there are {e.new_labelled_examples} labelled examples for a model that no adapter can be trained for"
+    return f"{e.new_labelled_examples} labelled examples are too few to retrain ({s.retrain_examples})"
+
+
 def diagnose(evidence: Evidence, settings: DiagnosisSettings = DiagnosisSettings()) -> Remedy:
     """The remedy of the first row that matches; the last row always does, and does nothing."""
     fits = [row.when(evidence, settings) for row in TABLE]
@@ -224,14 +229,15 @@ def cause(
 ) -> str:
     """What a remedy is asked for, as a hash: equal until the evidence that a new try could rest on has changed.
 
-    That is what the sources hold for a re-index, how many labels there are for what learns from them, what a judge says
-    of its anchors, whose ratings carry the alarm, else the release; and whether an alarm that was too young to act on
-    (see `Brakes.evidence`) has come of age.
+    That is what the sources hold for a re-index, how many labels there are for what learns from them, how many came
+    back for what asks for more, what a judge says of its anchors, whose ratings carry the alarm, else the release; and
+    whether an alarm that was too young to act on (see `Brakes.evidence`) has come of age.
     """
     labels = e.new_labelled_examples + e.new_preferences
     needed = {"retrain": s.retrain_preferences, "reprompt": s.reprompt_examples}
     said = next((signal.evidence.get("said") for signal in e.signals if signal.name == "anchors"), None)
     by_kind = {"reindex": stale, "recalibrate": said, "quarantine_ratings": sorted(e.rating_alarm_voices)}
+    by_kind |= {"collect": e.settled_labels}
     rests_on = by_kind.get(found.kind, found.row)
     return digest(
         found.kind,
@@ -244,7 +250,7 @@ def cause(
 
 def acted_on(found: Remedy, e: Evidence) -> list[str]:
     """Signals in alarm that the remedy answers; the detectors of all others go on as they are."""
-    about = {name for row in TABLE if row.name == found.row for name in row.about}
+    about = {name for row in TABLE if (row.name, row.kind) == (found.row, found.kind) for name in row.about}
     return [name for name in e.alarms if name in about]
 
 

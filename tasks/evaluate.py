@@ -109,7 +109,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
     tombstones = book.tombstones(candidate.assistant)
     votes = voting(snapshot)
     golden, left_out = questions_for(snapshot, kind, suite)
-    apart = golden_sets.sealed([*votes, *golden])
+    apart = golden_sets.sealed([*snapshots.golden(snapshot), *golden])
     hard = sound_files(candidate)
     scores: dict[str, Scores] = {}
     rows: dict[str, list[dict]] = {}
@@ -236,7 +236,7 @@ def decide(
         notes.append(objection.says)
     if apart := body.get("sealed"):
         asked = f"{len(apart)} of {evaluation.questions} questions are sealed"
-        notes.append(f"{asked}: they count in the verdict, and no figure or answer beside it is of them.")
+        notes.append(f"{asked}: they count in the intervals of the verdict, and no other figure or answer is of them.")
     if evaluation.golden:
         notes.append(f"Golden set: {evaluation.golden}.")
     told, suite = (*decision.notes, *notes), body["about"]["suite"]
@@ -316,7 +316,8 @@ def smoke_questions(snapshot: Snapshot, release: Release, most: int = 50) -> lis
     """Questions for the smoke query and the canary: golden ones and probes of the documents in turn."""
     from data.store import open_index
 
-    golden = [question.question for question in golden_sets.open_part(voting(snapshot))][: most // 2]
+    shown = golden_sets.open_part(snapshots.golden(snapshot))
+    golden = [question.question for question in shown if question.votes][: most // 2]
     chunks = sorted(open_index(release.index).chunks(), key=lambda chunk: chunk.id)
     probes = [sentences(chunk)[0] for chunk in chunks[: most - len(golden)]]
     mixed = [question for pair in zip(golden, probes, strict=False) for question in pair]
@@ -352,14 +353,19 @@ def sound_files(candidate: Release) -> dict[str, str | None]:
 
 
 def sound_answers(answers: Sequence[Answer], arm: Arm, tombstones: frozenset[str]) -> dict[str, str | None]:
-    """What every answer must satisfy whatever the model says; the first violation of each."""
+    """What every answer must satisfy whatever the model says: how many do not. To which question is not told, since it
+    may be a sealed one."""
     known = arm.index.ids()
-    found: dict[str, str | None] = {"answers are text": None, "citations resolve": None, "no deleted text": None}
-    for answer in answers:
-        if not answer.text.strip():
-            found["answers are text"] = found["answers are text"] or f"{answer.question!r} got an empty answer"
-        if any(citation.chunk not in known for citation in answer.citations):
-            found["citations resolve"] = f"{answer.question!r} cites a chunk that is not in the index"
-        if any(hit.chunk.id in tombstones for hit in answer.hits):
-            found["no deleted text"] = f"{answer.question!r} was shown deleted text"
-    return found
+    wrong = {
+        "answers are text": ("are empty", lambda answer: not answer.text.strip()),
+        "citations resolve": (
+            "cite a chunk that is not in the index",
+            lambda answer: any(citation.chunk not in known for citation in answer.citations),
+        ),
+        "no deleted text": (
+            "were given from deleted text",
+            lambda answer: any(hit.chunk.id in tombstones for hit in answer.hits),
+        ),
+    }
+    found = {name: (sum(map(breaks, answers)), what) for name, (what, breaks) in wrong.items()}
+    return {name: f"{n} of {len(answers)} answers {what}" if n else None for name, (n, what) in found.items()}

@@ -50,7 +50,8 @@ class Evidence(Record):
     Times are from the last promotion that could be the cause to the *beginning* of the trouble (None: none was).
     `replay` holds one paired interval for each swapped component, swapped - live, on live quality: "index"
     (refreshed), "model", "prompt", "retrieval" and "release" (the previous release whole). `loss` is how far quality
-    fell, 0 to 1. `budget` says how often the signals alarm by chance.
+    fell, 0 to 1. `budget` says how often the signals alarm by chance. `tunable`: an adapter can be trained for the live
+    model. `settled_labels`: answers that people were asked to label and did, those they could say nothing of included.
     """
 
     signals: tuple[Signal, ...] = ()
@@ -71,6 +72,8 @@ class Evidence(Record):
     worse_windows: int = 0
     new_labelled_examples: int = 0
     new_preferences: int = 0
+    settled_labels: int = 0
+    tunable: bool = True
     rating_alarm: bool = False
     rating_alarm_users_share: float = 0.0
     rating_alarm_voices: tuple[str, ...] = ()

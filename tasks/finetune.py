@@ -21,7 +21,7 @@ from tasks import registry, report, runs
 from tasks.checkpoints import COMPLETE
 from tasks.cluster import connect
 from tasks.contexts import Rows, bind, contexts, pairs, rows
-from tasks.publish import publish, read
+from tasks.publish import card, publish, read
 from tasks.training import Training, train_loop_per_worker
 
 CODE = "2"  # raise when this module, contexts.py, losses.py or training.py changes what is trained
@@ -103,11 +103,9 @@ def finetune(
 
 
 def trained_with(model: Model) -> Training:
-    """How a tuned model was trained; the defaults for one without an adapter."""
-    if model.adapter_uri is None:
-        return Training()
-    record = Path(model.adapter_uri).parent.parent / "training.json"
-    return Training.of(json.loads(record.read_text())["training"])
+    """How a tuned model was trained; the defaults for one that is not tuned, or that came without a record of it."""
+    folder = card(model)
+    return Training.of(json.loads((folder / "training.json").read_text())["training"]) if folder else Training()
 
 
 def save(work: Path, trained: Rows, held: Rows | None) -> None:

@@ -100,8 +100,8 @@ def decide(
     tuned candidates this golden set has already judged. `looks_before`: the error level of each test that refused this
     candidate; testing until it passes would promote a worse one. Neither keeps an index back: nothing in it was chosen
     by looking at the set. `by_chance`: see `intervals.better_by_chance`. `people`: what they and a judge hold against
-    the candidate, see `tasks.objection`. `sealed`: questions that count in the verdict and in no figure beside it; see
-    `tasks.slices`.
+    the candidate, see `tasks.objection`. `sealed`: questions that count in the intervals and in none of the means
+    beside them; see `tasks.slices`.
 
     Raises:
         ValueError: for an unknown kind, no hard constraints, or no champion's scores to compare with.

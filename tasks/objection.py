@@ -35,7 +35,8 @@ LABELS = {"accepted": 1, "corrected": 0, "discarded": UNKNOWN}
 @dataclass(frozen=True)
 class Objection(Record):
     """`says`: a sentence for the decision, '' where no judge was asked. `interval`: only where it keeps the candidate
-    back, its verdict 'reject' or 'hold'. `unlabelled`: answers for people to label, see data.reviews.ask_labels.
+    back, its verdict 'reject' or 'hold'. `unlabelled`: answers for people to label where the gate holds the candidate,
+    see data.reviews.ask_labels; one that it promotes or rejects needs no label any more.
     """
 
     says: str = ""
@@ -89,7 +90,8 @@ def answered(body: dict, settled: Sequence[reviews.Item]) -> list[Answered]:
     judge is left out with its question.
     """
     releases = [body["evaluation"][arm] for arm in ("release", "champion")]
-    said = {tuple(one.body[of] for of in ("question", "arm", "answer")): LABELS[one.verdict] for one in settled}
+    held = [one for one in settled if one.body]  # one whose user was forgotten is empty
+    said = {tuple(one.body[of] for of in ("question", "arm", "answer")): LABELS[one.verdict] for one in held}
     rows = [{row["id"]: row for row in body["rows"][arm]} for arm in ("candidate", "champion")]
     verdicts = pair(VERDICT, *(Scores.of(body[arm]) for arm in ("candidate", "champion")))
     found = {}
@@ -135,7 +137,7 @@ def weigh(found: Sequence[Answered], version: str, rules: Rules = Rules()) -> Ob
         if alone.upper >= 0:
             return Objection(f"The judge {version} does not find it worse, and does not vote: {need}.")
         asked = unlabelled(differ, rules)
-        waits = f"{len(asked)} answers wait for a label in the review queue"
+        waits = f"Where the candidate is held, {len(asked)} answers wait for a label in the review queue"
         return Objection(
             f"The judge {version} finds it worse ({_points(alone)}) and does not vote: {need}. {waits}.", None, asked
         )

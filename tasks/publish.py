@@ -140,6 +140,15 @@ def read(folder: Path) -> Model:
     return Model.of(made | places)
 
 
+def card(model: Model) -> Path | None:
+    """The folder with the record and the card of a tuned model's training: its own, or card/ in it where the model came
+    in a bundle. None for a model that came without them, or that is not tuned."""
+    if model.adapter_uri is None:
+        return None
+    folder = Path(model.adapter_uri).parent.parent
+    return next((place for place in (folder, folder / "card") if (place / "training.json").is_file()), None)
+
+
 def unchanged(path: Path, other: Path) -> float:
     """Share of the layer matrices (not norms or embeddings) that are byte for byte equal in two GGUF files."""
     from gguf import GGUFReader

@@ -56,8 +56,8 @@ def _p(pairs: Pairs, interval: Interval, margin: float) -> float:
 def sealed_gap(pairs: Pairs, sealed: Collection[str]) -> str:
     """A sentence where the candidate does better on the open questions than on the sealed ones beyond chance, else ''.
 
-    Then it learnt, or was chosen by, the questions rather than their subject. Until then nothing is told of the sealed
-    part, so that it can be asked again (the reusable holdout, Dwork et al., Science 349, 2015).
+    Then it learnt, or was chosen by, the questions rather than their subject. Until then no figure of the sealed part
+    by itself is told, so that it can be asked again (the reusable holdout, Dwork et al., Science 349, 2015).
     """
     if (p := apart_by_chance(pairs, sealed)) > GAP_ALPHA:
         return ""

@@ -10,11 +10,12 @@ import time
 from dataclasses import replace
 from datetime import datetime
 
-from data import formats, splits
+from data import formats, reviews, splits
 from data.ledger import Ledger
 from data.quarantine import counted
 from data.records import Interval, Release, Snapshot, Sources, as_json, digest
 from data.requests import RequestLog
+from serving.engine.upstream import untunable
 from settings import settings
 from tasks import anchors, drift, index, references, signals, streams
 from tasks.drift import Watch
@@ -123,7 +124,9 @@ def watch(
     evidence = concluded(seen, states, stale, row["live_since"], live, asked, ratings, chosen)
     asked_for = collected(book, assistant)
     examples, preferences = untrained(book, live, [*judged, *asked_for])
-    evidence = replace(evidence, new_labelled_examples=examples, new_preferences=preferences)
+    settled = len(reviews.items(book, assistant, reviews.LABEL, "settled"))
+    learnt = {"new_labelled_examples": examples, "new_preferences": preferences, "settled_labels": settled}
+    evidence = replace(evidence, **learnt, tunable=not untunable(live.model))
     if evidence.labelled_quality_down:
         evidence = replace(evidence, worse_windows=worse_windows(judged, states["labels"], chosen))
     if evidence.worth_a_replay:

@@ -175,7 +175,7 @@ def evaluation(folder, candidate) -> str:
     arms = {"candidate": [n % 10 != 1 for n in range(40)], "champion": [n % 3 != 0 for n in range(40)]}
     scores = {arm: {"correct": [float(right) for right in values]} for arm, values in arms.items()}
     body = {arm: {"questions": questions, "metrics": metrics, "slices": where} for arm, metrics in scores.items()}
-    path.write_text(json.dumps(body))
+    path.write_text(json.dumps(body | {"sealed": ["q0", "q2"]}))
     path.with_suffix(".html").write_text(f"<!doctype html><title>PROMOTED</title><h1>Evaluation</h1>{SCRIPT}")
     return str(path)
 

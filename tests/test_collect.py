@@ -155,3 +155,18 @@ def test_who_is_forgotten_leaves_no_question_in_the_queue(book):
     settle(book, "accepted")
     feedback.forget(book, "wiki", "ann")
     assert collected(book, "wiki") == [] and reviews.asked_before(book, "wiki") == ["link"]
+
+
+def test_a_question_taken_back_by_a_wish_to_be_forgotten_keeps_no_other_label_from_being_read(book):
+    for question, user in (("bin", "ann"), ("link", "bob"), ("seats", "ann")):
+        ask(book, question, user=user)
+    for right in ("accepted", "accepted"):
+        settle(book, right)
+    feedback.forget(book, "wiki", "ann")
+    assert reviews.items(book) == [] and [one.question for one, _ in reviews.said(book, "wiki")] == ["link"]
+    gone = reviews.items(book, "wiki", reviews.LABEL, "settled")
+    assert [(one.verdict, one.body == {}) for one in gone] == [
+        ("accepted", True),
+        ("accepted", False),
+        ("discarded", True),
+    ]

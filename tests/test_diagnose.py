@@ -39,6 +39,7 @@ CASES = [
     ("6", "retrain", replace(WORSE, new_labelled_examples=500)),
     ("6", "retrain", replace(WORSE, new_preferences=300)),
     ("7", "reprompt", replace(WORSE, new_labelled_examples=499)),
+    ("7", "reprompt", replace(WORSE, new_labelled_examples=600, new_preferences=400, tunable=False)),
     ("7", "collect", replace(WORSE, new_labelled_examples=2)),
     ("8", "quarantine_ratings", Evidence(rating_alarm=True, rating_alarm_users_share=0.8)),
     ("9", "alert", Evidence(rating_alarm=True, rating_alarm_users_share=0.1)),
@@ -134,6 +135,17 @@ def test_a_remedy_carries_only_the_evidence_there_was():
 def test_a_remedy_acts_on_the_signals_of_its_row_alone():
     loud = Evidence(stale_sections=1, signals=(staleness(1, 0, 0), Signal("labels", 1.0, True, "worse")))
     assert acted_on(diagnose(loud), loud) == ["staleness"]
+
+
+def test_what_asks_for_labels_leaves_the_detectors_on_that_a_new_prompt_restarts():
+    worse = replace(WORSE, new_labelled_examples=20, signals=(Signal("labels", 1.0, True, "worse"),))
+    reprompt = diagnose(worse)
+    assert acted_on(reprompt, worse) == ["labels"] and acted_on(replace(reprompt, kind="collect"), worse) == []
+
+
+def test_a_model_served_elsewhere_is_not_said_to_have_too_few_labels_to_retrain():
+    assert "no adapter" in diagnose(replace(WORSE, new_labelled_examples=600, tunable=False)).reason
+    assert "too few to retrain (500)" in diagnose(replace(WORSE, new_labelled_examples=60)).reason
 
 
 def test_nothing_is_replayed_while_an_edit_is_to_be_healed_first():

@@ -1,6 +1,7 @@
 """An evaluation: what is asked of which kind of change, what is stored, and when it is made anew."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -192,6 +193,29 @@ def test_answers_to_sealed_questions_are_scored_and_neither_stored_nor_in_any_fi
     assert decision.intervals[0].n == 80 and decision.intervals[0].mean == pytest.approx(-len(apart) / 80)
     assert decision.metrics["correct"] == 1.0
     assert f"{len(apart)} of 80 questions are sealed" in " ".join(decision.notes)
+
+
+def test_what_is_sealed_is_decided_with_the_questions_that_were_set_aside(arms, monkeypatch):
+    asked = [replace(q, section=f"S{at % 4}") for at, q in enumerate(GOLDEN)]
+    aged = [replace(q, state="aged") if at >= 40 else q for at, q in enumerate(asked)]
+    monkeypatch.setattr(evaluate.snapshots, "golden", lambda snapshot: aged)
+    monkeypatch.setattr(evaluate, "questions_for", lambda snapshot, kind, suite: (aged[:40], set()))
+    monkeypatch.setattr("data.store.open_index", lambda version: SimpleNamespace(chunks=lambda: []))
+    apart = {q.id for q in aged[:40]} & golden_sets.sealed(asked)
+    assert set(json.loads(Path(stored("tuned").uri).read_text())["sealed"]) == apart
+    shown = evaluate.smoke_questions(SNAPSHOT, release("s"), most=200)
+    assert set(shown) == {q.question for q in aged[:40] if q.id not in apart}
+
+
+def test_a_broken_hard_constraint_names_no_question():
+    said = Answer("Who pays?", "", False, (), (), Generation("", 9, 1, "stop", 0.1, 0.1))
+    index = SimpleNamespace(ids=lambda: {"c1"})
+    found = evaluate.sound_answers([said, said, replace(said, text="Ann.")], SimpleNamespace(index=index), frozenset())
+    assert found == {
+        "answers are text": "2 of 3 answers are empty",
+        "citations resolve": None,
+        "no deleted text": None,
+    }
 
 
 def test_smoke_and_canary_ask_no_sealed_question(monkeypatch):

@@ -94,6 +94,13 @@ def test_a_fifth_of_the_documents_is_sealed_and_stays_so_whatever_joins_or_leave
     assert {one.id for one in golden_sets.open_part(many)} == {one.id for one in many} - apart
 
 
+def test_what_is_sealed_stays_so_when_questions_of_most_documents_age():
+    many = [replace(one, section=f"S{at % 4}") for at, one in enumerate(of_documents(range(20)))]
+    aged = [replace(one, state="aged") if at >= 40 else one for at, one in enumerate(many)]
+    assert golden_sets.sealed(aged) == golden_sets.sealed(many)
+    assert golden_sets.sealed([one for one in aged if one.votes]) != golden_sets.sealed(many), "half a set says less"
+
+
 def test_with_few_documents_sections_are_sealed_so_that_something_stays_open():
     one_book = [replace(one, section=f"S{n}") for n, one in enumerate(questions(range(100)))]
     assert 0.1 < len(golden_sets.sealed(one_book)) / 100 < 0.3

@@ -139,6 +139,17 @@ def test_too_few_labels_to_retrain_ask_for_a_prompt_and_for_more_labels(tmp_path
     assert [row["kind"] for row in ledger.outbox("wiki")] == ["reprompt", "collect"]
 
 
+def test_more_labels_are_asked_for_when_those_that_came_back_are_too_few(tmp_path, heard):
+    ledger = new_ledger(tmp_path, "wiki")
+    worse = Evidence(labelled_quality_down=True, worse_windows=2, new_labelled_examples=2)
+    for back, fresh in ((0, 2), (0, 2), (20, 5), (20, 9), (40, 10)):
+        seen = replace(worse, settled_labels=back, new_labelled_examples=fresh)
+        monitor.ask_for(ledger, "wiki", "rel-1", diagnose(seen), seen, {})
+        for row in ledger.outbox("wiki", ("open",)):
+            ledger.settle(row["seq"], "acted", "done")
+    assert [row["kind"] for row in ledger.outbox("wiki")] == ["collect", "collect", "reprompt", "collect"]
+
+
 def test_a_second_flood_by_others_and_a_judge_that_moves_again_are_asked_for_anew(tmp_path, heard):
     ledger = new_ledger(tmp_path, "wiki")
     floods = [Evidence(rating_alarm=True, rating_alarm_users_share=0.8, rating_alarm_voices=(v,)) for v in "aab"]

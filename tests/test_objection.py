@@ -187,6 +187,8 @@ def test_labels_of_another_releases_answers_or_of_other_answers_count_nothing(st
     stored.label(lambda body: body["answer"] == "noon")
     settled = reviews.items(stored.book, "wiki", reviews.LABEL, "settled")
     assert sum(one.pair.label is not None for one in answered(stored.body, settled)) == 60
+    forgotten = replace(settled[0], body={}, verdict="discarded")
+    assert answered(stored.body, [forgotten, *settled]) == answered(stored.body, settled)
     for other in ({"arm": "rel-other"}, {"answer": "noon, or so"}):
         elsewhere = [replace(item, body=item.body | other) for item in settled]
         assert all(one.pair.label is None for one in answered(stored.body, elsewhere))

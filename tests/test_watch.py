@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from data import feedback
-from data.records import Chunk, Prompt, as_json
+from data import feedback, reviews
+from data.records import Chunk, Model, Prompt, as_json
 from data.requests import Logged, RequestLog
 from tasks import references, watch
 from tasks.edetector import restart, update, watch_p
@@ -326,6 +326,23 @@ def test_a_run_keeps_the_share_of_probes_from_before_an_alarm_and_survives_an_ol
     log.close()
     assert kept == [0.95, 1.0]
     assert states["latency"]["reference"] == [] and states["question length"]["reference"] == [2]
+
+
+def test_the_evidence_says_whether_the_live_model_can_be_tuned_and_how_many_labels_came_back(tmp_path, monkeypatch):
+    elsewhere = replace(LIVE, model=Model("e" * 64, "http://host/v1#m", "upstream", "m"))
+    monkeypatch.setattr(watch, "probe", lambda *_: ({"key": "k", "embedder": "", "rate": None}, None))
+    monkeypatch.setattr(watch, "RequestLog", lambda _, log=RequestLog(f"sqlite:///{tmp_path}/log.db"): log)
+    seen = []
+    for live in (LIVE, elsewhere):
+        book = new_ledger(tmp_path, "wiki")
+        go_live(book, live)
+        answers = [{"question": q, "references": [], "answer": "30 days", "arm": live.id} for q in ("one", "two")]
+        reviews.ask_labels(book, "wiki", answers)
+        reviews.settle(book, reviews.items(book)[0].number, "discarded", "eve")
+        monkeypatch.setattr(watch, "Ledger", lambda _, book=book: book)
+        evidence, _ = watch.watch("wiki", watch.Staleness(fingerprint="f"), SMALL)
+        seen.append((evidence.tunable, evidence.settled_labels))
+    assert seen == [(True, 1), (False, 1)]
 
 
 def test_people_are_told_of_every_signal_and_of_what_was_not_looked_at_without_its_alarm():
