@@ -1,17 +1,29 @@
 """An evaluation: what is asked of which kind of change, what is stored, and when it is made anew."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from data import golden_sets
-from data.records import Answer, Generation, GoldenQuestion, IndexVersion, Model, Release, Snapshot
+from data.records import (
+    Answer,
+    Chunk,
+    Generation,
+    GoldenQuestion,
+    IndexVersion,
+    Model,
+    Prompt,
+    Release,
+    Shot,
+    Snapshot,
+)
 from serving import rag
 from tasks import evaluate, gate, metrics
 from tasks.arm import time_both
-from tasks.evaluate import Suite
+from tasks.evaluate import Suite, voting
 from tasks.gate import GateSettings, Scores
 from tasks.intervals import pair
 
@@ -75,7 +87,7 @@ def arms(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluate, "sound_files", lambda candidate: {"artifact verified": None})
     monkeypatch.setattr(evaluate, "sound_answers", lambda answers, arm, tombstones: {"answers are text": None})
     monkeypatch.setattr(evaluate, "changed_sections", lambda new, old: set())
-    monkeypatch.setattr(evaluate, "questions_for", lambda snapshot, kind, suite: (GOLDEN, set()))
+    monkeypatch.setattr(evaluate, "questions_for", lambda snapshot, *asked: (voting(snapshot, *asked[2:]), set()))
     monkeypatch.setattr(evaluate.snapshots, "golden", lambda snapshot: GOLDEN)
     monkeypatch.setattr(evaluate.golden_sets, "record", lambda ledger, assistant, golden: "golden-1")
     monkeypatch.setattr(evaluate, "time_both", lambda *given: {})
@@ -192,6 +204,18 @@ def test_answers_to_sealed_questions_are_scored_and_neither_stored_nor_in_any_fi
     assert decision.intervals[0].n == 80 and decision.intervals[0].mean == pytest.approx(-len(apart) / 80)
     assert decision.metrics["correct"] == 1.0
     assert f"{len(apart)} of 80 questions are sealed" in " ".join(decision.notes)
+
+
+@pytest.mark.parametrize("teaches", ["candidate", "champion"])
+def test_a_golden_question_that_a_worked_example_of_either_arm_asks_does_not_vote(arms, teaches):
+    example = Shot("when  7", "noon", Chunk("c", "d", "D", "S", "h", "At noon."), 1)
+    pair_of = {"candidate": release("s", 2), "champion": release("s")}
+    pair_of[teaches] = replace(pair_of[teaches], prompt=Prompt(shots=(example,)))
+    found = evaluate.evaluate(*pair_of.values(), "reprompt", SNAPSHOT, Suite())
+    for arm in pair_of:
+        asked = set(json.loads(Path(found.uri).read_text())[arm]["questions"])
+        assert {question.id for question in GOLDEN} - asked == {"q7"}
+    assert "1 of the golden questions do not vote" in " ".join(evaluate.decide(found, "reprompt", GateSettings()).notes)
 
 
 def test_smoke_and_canary_ask_no_sealed_question(monkeypatch):
