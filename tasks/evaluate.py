@@ -94,20 +94,22 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
 
     `kind`: bootstrap (hard constraints on a few questions), tuned, reindex, reprompt, rollback. Both arms are scored in
     this run, and what else is measured follows from what changed between them (`TOUCHES`). The same releases on the
-    same snapshot are evaluated once. Answers to sealed questions are scored and not stored.
+    same snapshot are evaluated once, and again when a worked example of theirs is shown no more. Answers to sealed
+    questions are scored and not stored.
     """
     grader = judge.configured()
     judged_by = {"judge": grader.version} if grader else {}
     advised = (grader.version, settings().judge_rubric) if grader else ()
-    arms_asked = (candidate.id, champion.id if champion else None, kind, snapshot.id)
+    book = Ledger(settings().ledger)
+    tombstones = book.tombstones(candidate.assistant)
+    shown = (rag.standing(arm, tombstones).id if arm else None for arm in (candidate, champion))
+    arms_asked = (*shown, kind, snapshot.id)
     key = digest(*arms_asked, *advised, as_json(suite), metrics_hash())
     path = settings().home / "reports" / candidate.id / f"{key[:16]}.json"
     if path.exists() and (body := json.loads(path.read_text()))["candidate"]:
         # Without scores its files were broken then: they may be whole now. The home may be another one by now.
         return replace(Evaluation.of(body["evaluation"]), uri=str(path))
     start = time.monotonic()
-    book = Ledger(settings().ledger)
-    tombstones = book.tombstones(candidate.assistant)
     votes = voting(snapshot, candidate, champion)
     golden, left_out = questions_for(snapshot, kind, suite, candidate, champion)
     apart = golden_sets.sealed([*votes, *golden])

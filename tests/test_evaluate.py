@@ -66,13 +66,15 @@ class Arm:
 
 
 class Ledger:
-    """Nothing was ever deleted."""
+    """Nothing was ever deleted, unless a test says so."""
+
+    buried = frozenset()
 
     def __init__(self, url):
         pass
 
     def tombstones(self, assistant):
-        return frozenset()
+        return self.buried
 
 
 @pytest.fixture
@@ -216,6 +218,18 @@ def test_a_golden_question_that_a_worked_example_of_either_arm_asks_does_not_vot
         asked = set(json.loads(Path(found.uri).read_text())[arm]["questions"])
         assert {question.id for question in GOLDEN} - asked == {"q7"}
     assert "1 of the golden questions do not vote" in " ".join(evaluate.decide(found, "reprompt", GateSettings()).notes)
+
+
+def test_an_evaluation_is_made_anew_when_a_worked_example_is_shown_no_more(arms, monkeypatch):
+    example = Shot("Why?", "noon", Chunk("c", "d", "D", "S", "h", "At noon."), 7)
+    taught = replace(release("s", 2), prompt=Prompt(shots=(example,)))
+    asked = (taught, release("s"), "reprompt", SNAPSHOT, Suite())
+    first = evaluate.evaluate(*asked)
+    monkeypatch.setattr(Ledger, "buried", frozenset({"feedback 8"}))
+    assert evaluate.evaluate(*asked) == first
+    monkeypatch.setattr(Ledger, "buried", frozenset({"feedback 7"}))
+    again = evaluate.evaluate(*asked)
+    assert again.uri != first.uri and again.release == first.release == taught.id
 
 
 def test_smoke_and_canary_ask_no_sealed_question(monkeypatch):
