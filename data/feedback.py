@@ -1,4 +1,4 @@
-"""What people said about answers, in the ledger: read with what it was about, reviewed, withdrawn, traced to models.
+"""What people said about answers, in the ledger: read with what it was about, reviewed, withdrawn.
 
 Rows of feedback are only ever appended. What a reviewer or an operator decides about them stands in tables of its own,
 with who and when; only a person's wish to be forgotten empties the texts of a row.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -16,13 +16,13 @@ import sqlalchemy as sa
 from data import quarantine, snapshots
 from data.ledger import Ledger
 from data.quarantine import voice
-from data.records import Model, Record, Snapshot
+from data.records import Record, Snapshot
 from data.redaction import redact
 from data.requests import RequestLog
-from data.tables import feedback, releases, reviews, trainings, withdrawals
+from data.tables import feedback, reviews, withdrawals
 
-KIND = "feedback"
-"""Kind of the rows in `reviews`; their subject is the number of the feedback."""
+KIND, LABEL = "feedback", "label"
+"""Kinds of rows in `reviews`: their subject is the number of the feedback, or the answer that is to be labelled."""
 VERDICTS = ("accepted", "corrected", "discarded")
 MOST_ASKED = 100
 
@@ -63,21 +63,6 @@ class Said(Record):
     @property
     def reviewed(self) -> bool:
         return self.verdict in ("accepted", "corrected")
-
-
-@dataclass(frozen=True)
-class Trained(Record):
-    """A model that was trained on given feedback: which of it, from which snapshot, and the releases that serve it.
-
-    `recorded` is false for a tuned model of which nobody recorded what it was trained on: it may have been.
-    """
-
-    model: str
-    snapshot: str
-    feedback: tuple[int, ...]
-    releases: tuple[str, ...]
-    live: bool
-    recorded: bool = True
 
 
 Find = Callable[[Ledger, str, dict[str | None, set[str]]], dict[str, Place]]
@@ -249,20 +234,25 @@ def withdraw(
     since: float | None = None,
     until: float | None = None,
 ) -> tuple[int, ...]:
-    """Take feedback out of all training from now on: these numbers, or what fits every condition (epoch seconds).
+    """Take feedback out of training and prompts from now on: these numbers, or what fits every condition (epoch s).
 
-    Returns the rows that were not withdrawn before; the next `prepare` leaves them out, and `trained_on` says which
-    models hold them. Raises ValueError without a condition, KeyError for a number that is not the assistant's.
+    A label that was asked for has its number, below zero, in `data.reviews.said`. Returns the numbers that were not
+    withdrawn before: the next `prepare` leaves them out, no prompt shows them any more (`Ledger.tombstones`), and
+    `data.trainings` says which models and releases hold them. Raises ValueError without a condition, KeyError for a
+    number that is not the assistant's.
     """
-    wheres = [feedback.c.assistant == assistant]
-    wheres += [feedback.c.owner == owner] if owner is not None else []
-    wheres += [feedback.c.user == user] if user is not None else []
-    wheres += [feedback.c.at >= since] if since is not None else []
-    wheres += [feedback.c.at < until] if until is not None else []
-    if len(wheres) == 1 and not seqs:
+    unconditional = owner is user is since is until is None
+    if unconditional and not seqs:
         raise ValueError("withdraw which feedback? Give numbers, an owner, a user or a time, not nothing")
-    found = {row["seq"] for row in ledger.rows(sa.select(feedback.c.seq).where(*wheres))}
-    if seqs and len(wheres) == 1 and (unknown := set(seqs) - found):
+    found = {
+        seq
+        for seq, row in given(ledger, assistant).items()
+        if (owner is None or row["owner"] == owner)
+        and (user is None or row["user"] == user)
+        and (since is None or row["at"] >= since)
+        and (until is None or row["at"] < until)
+    }
+    if unconditional and (unknown := set(seqs) - found):
         raise KeyError(f"no feedback number {min(unknown)} on {assistant!r}; nothing was withdrawn")
     fresh = sorted((found & set(seqs) if seqs else found) - withdrawn(ledger, assistant).keys())
     if fresh:
@@ -270,6 +260,17 @@ def withdraw(
         with ledger.write() as c:
             c.execute(withdrawals.insert().values(**row))
     return tuple(fresh)
+
+
+def given(ledger: Ledger, assistant: str) -> dict[int, dict]:
+    """Number -> `owner`, `user` and time `at` of all that people said: feedback, and the labels they were asked for."""
+    named = (feedback.c.seq, feedback.c.owner, feedback.c.user, feedback.c.at)
+    found = {row["seq"]: row for row in ledger.rows(sa.select(*named).where(feedback.c.assistant == assistant))}
+    asked = sa.select(reviews).where(reviews.c.assistant == assistant, reviews.c.kind == LABEL)
+    for row in ledger.rows(asked):
+        if "response" in (body := row["body"] or {}):
+            found[-row["seq"]] = {"owner": None, "user": body["user"], "at": row["at"]}
+    return found
 
 
 def withdrawn(ledger: Ledger, assistant: str) -> dict[int, str]:
@@ -281,7 +282,9 @@ def withdrawn(ledger: Ledger, assistant: str) -> dict[int, str]:
 def forget(ledger: Ledger, assistant: str, user: str) -> int:
     """Empty the texts of all that `user` said about an assistant and withdraw it; returns how many rows there were.
 
-    What waited in the review queue for a word on them needs nobody any more: it is discarded.
+    What waited in the review queue for a word on them needs nobody any more: it is discarded. A release that shows some
+    of it as a worked example shows it to no model any more, but keeps the text in its record, in MLflow's prompt
+    registry and in its bundles: `data.trainings.shown_in` names it beforehand.
     """
     mine = (feedback.c.assistant == assistant, feedback.c.user == user)
     found = [str(row["seq"]) for row in ledger.rows(sa.select(feedback.c.seq).where(*mine))]
@@ -296,47 +299,3 @@ def forget(ledger: Ledger, assistant: str, user: str) -> int:
         closed = {"state": "settled", "verdict": "discarded", "reviewer": "the user", "settled_at": time.time()}
         c.execute(theirs.where(reviews.c.state == "open").values(**closed))
         return c.execute(feedback.update().where(*mine).values(**empty)).rowcount
-
-
-# --- which models it went into ----------------------------------------------------------------
-
-
-def record_training(ledger: Ledger, model: Model, snapshot: Snapshot) -> None:
-    """Remember which feedback a model was trained on: that of its snapshot. Recording it twice changes nothing."""
-    seqs = snapshots.feedback_numbers(snapshot)
-    row = {"assistant": snapshot.assistant, "model": model.sha256, "snapshot": snapshot.id}
-    same = [trainings.c[name] == value for name, value in row.items()]
-    with ledger.write() as c:
-        if not c.execute(sa.select(trainings.c.seq).where(*same)).first():
-            c.execute(trainings.insert().values(**row, feedback=seqs, at=time.time()))
-
-
-def trained_on(ledger: Ledger, assistant: str, seqs: Collection[int]) -> tuple[Trained, ...]:
-    """The models that were trained on any of this feedback: the adapters to build again when it was poisoned.
-
-    A tuned model without a record of its training counts, as not `recorded`, unless it was released before the first
-    of this feedback was given.
-    """
-    wanted = set(seqs)
-    served = ledger.rows(sa.select(releases).where(releases.c.assistant == assistant).order_by(releases.c.at))
-    live = ledger.assistant(assistant)["live_release"]
-    by_model: dict[str, list[dict]] = defaultdict(list)
-    for row in served:
-        by_model[row["body"]["model"]["sha256"]].append(row)
-    lines = ledger.rows(sa.select(trainings).where(trainings.c.assistant == assistant).order_by(trainings.c.seq))
-
-    def traced(model: str, snapshot: str, held: Sequence[int], recorded: bool) -> Trained:
-        ids = tuple(row["id"] for row in by_model[model])
-        return Trained(model, snapshot, tuple(held), ids, live in ids, recorded)
-
-    found = [
-        traced(line["model"], line["snapshot"], sorted(wanted & set(line["feedback"])), True)
-        for line in lines
-        if wanted & set(line["feedback"])
-    ]
-    times = [row["at"] for row in ledger.feedback(assistant) if row["seq"] in wanted]
-    for model in by_model.keys() - {line["model"] for line in lines}:
-        first = by_model[model][0]
-        if times and first["body"]["model"].get("adapter") and first["at"] >= min(times):
-            found.append(traced(model, "", (), False))
-    return tuple(found)

@@ -15,8 +15,19 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from data.records import Decision, Release, Sources, as_json
-from data.tables import assistants, decisions, feedback, outbox, releases, reviews, signals, splits, tombstones
+from data.records import Decision, Release, Sources, as_json, buried_feedback
+from data.tables import (
+    assistants,
+    decisions,
+    feedback,
+    outbox,
+    releases,
+    reviews,
+    signals,
+    splits,
+    tombstones,
+    withdrawals,
+)
 
 MANUAL = "by hand"
 """Who asked for a remedy, in the body of its outbox row, when it was a person and no signal."""
@@ -382,8 +393,11 @@ class Ledger:
                 c.execute(tombstones.insert(), new)
 
     def tombstones(self, assistant: str) -> frozenset[str]:
-        query = sa.select(tombstones.c.chunk).where(tombstones.c.assistant == assistant)
-        return frozenset(row["chunk"] for row in self.rows(query))
+        """What no release may show any more: ids of deleted chunks, and tombstones of withdrawn feedback."""
+        chunks = self.rows(sa.select(tombstones.c.chunk).where(tombstones.c.assistant == assistant))
+        gone = self.rows(sa.select(withdrawals.c.feedback).where(withdrawals.c.assistant == assistant))
+        back = (buried_feedback(number) for row in gone for number in row["feedback"])
+        return frozenset((*(row["chunk"] for row in chunks), *back))
 
 
 def _prepare_sqlite(connection, _record) -> None:

@@ -331,6 +331,16 @@ class Shot(Record):
     chunk: Chunk
     label: int
 
+    @property
+    def rests_on(self) -> frozenset[str]:
+        """The tombstones that take it out of every prompt: of its chunk, and of what it was learnt from."""
+        return frozenset((self.chunk.id, buried_feedback(self.label)))
+
+
+def buried_feedback(number: int) -> str:
+    """The tombstone of a withdrawn piece of feedback; no chunk has such an id."""
+    return f"feedback {number}"
+
 
 @dataclass(frozen=True)
 class Prompt(Record):

@@ -19,7 +19,7 @@ from data.records import Decision, GoldenQuestion, Record, digest
 from data.redaction import redact
 from data.tables import outbox, reviews, trainings
 
-AGED, EDIT, LABEL, HELD = "aged golden question", feedback.KIND, "label", "held release"
+AGED, EDIT, LABEL, HELD = "aged golden question", feedback.KIND, feedback.LABEL, "held release"
 ACTIONS: dict[str, dict[str, str]] = {
     AGED: {"accepted": "still right", "corrected": "answer now", "discarded": "discard"},
     EDIT: {"accepted": "accept", "corrected": "correct", "discarded": "discard"},
@@ -276,12 +276,13 @@ def said(ledger: Ledger, assistant: str) -> list[tuple[feedback.Said, str]]:
         for one in items(ledger, assistant, LABEL, "settled")
         if "response" in one.body and one.verdict != "discarded"
     ]
-    found = []
+    found, gone = [], feedback.withdrawn(ledger, assistant)
     for one in sorted(given, key=lambda one: (one.settled_at, one.number)):
         right = feedback.Said(
             -one.number, one.at, None, one.body["question"], one.body["answer"], 1, reviewer=one.reviewer
         )
         right = replace(right, verdict="accepted", places=tuple(map(feedback.Place.of, one.body["places"])))
+        right = replace(right, withdrawn=gone.get(right.seq, ""))
         wrong = replace(right, rating=-1, correction=one.answer, verdict="corrected" if one.answer else "accepted")
         found.append((right if one.verdict == "accepted" else wrong, one.body["arm"]))
     return found

@@ -14,7 +14,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
-from data import feedback, reviews, snapshots
+from data import feedback, reviews, snapshots, trainings
 from data.feedback import Said
 from data.ledger import Ledger
 from data.records import Decision, IndexVersion, Model, Prompt, Release, Retrieval, Reuse, Snapshot, Sources, as_json
@@ -231,7 +231,7 @@ def prepare_and_index(
     `trained`: models that come from the snapshot `of` before this one, whose feedback is put on record.
     """
     for model in trained:
-        feedback.record_training(ledger(), model, of)
+        trainings.record_training(ledger(), model, of)
     if live := live_pointer(assistant)[0]:
         index.repair(ledger(), live)
     sources = Sources.of(ledger().assistant(assistant)["sources"])

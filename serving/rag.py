@@ -98,11 +98,12 @@ def shown(prompt: Prompt, shot: Shot) -> tuple[tuple[str, str], tuple[str, str]]
 
 
 def standing(release: Release, tombstones: frozenset[str]) -> Release:
-    """The release as it may be shown to a model: without the worked examples whose text is deleted or superseded.
+    """The release as it may be shown to a model: without the worked examples whose text is deleted or superseded, or
+    that were learnt from feedback withdrawn since.
 
     As with what is retrieved, a rollback can not bring them back (invariant 4).
     """
-    kept = tuple(shot for shot in release.prompt.shots if shot.chunk.id not in tombstones)
+    kept = tuple(shot for shot in release.prompt.shots if tombstones.isdisjoint(shot.rests_on))
     return replace(release, prompt=replace(release.prompt, shots=kept)) if kept != release.prompt.shots else release
 
 

@@ -7,9 +7,13 @@ that thread. An alert is sent once; what came of it is a decision in the ledger.
 from __future__ import annotations
 
 import contextvars
+import logging
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Thread
+from threading import Thread, get_ident
 
 from data.ledger import Ledger
 from data.records import Record
@@ -97,9 +101,12 @@ def deliver(alert: Alert, addresses: list[str], patience_s: float = PATIENCE_S) 
 
     names, asked = [], []
     for number, address in enumerate(addresses, start=1):
-        names.append(f"{number} ({address.split(':')[0]})")
+        scheme = re.match(r"\w+(?=://)", address)
+        names.append(f"{number} ({scheme[0] if scheme else 'unreadable'})")
         channel = Apprise(asset=asset)
-        if channel.add(address):
+        with unlogged("apprise"):
+            known = channel.add(address)
+        if known:
             asked.append(Thread(target=tell, args=(names[-1], channel), daemon=True))
         else:
             said[names[-1]] = "Apprise knows no such address; see PERENNIAL_ALERTS in settings.py"
@@ -109,3 +116,18 @@ def deliver(alert: Alert, addresses: list[str], patience_s: float = PATIENCE_S) 
     for thread in asked:
         thread.join(max(0.0, deadline - time.monotonic()))
     return {name: said.get(name, f"no answer within {patience_s:g} s") for name in names}
+
+
+@contextmanager
+def unlogged(name: str) -> Iterator[None]:
+    """Nothing of what this thread says to the logger `name` is kept: Apprise logs an address it can not read whole."""
+    logger, here = logging.getLogger(name), get_ident()
+
+    def by_others(record: logging.LogRecord) -> bool:
+        return record.thread != here
+
+    logger.addFilter(by_others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(by_others)

@@ -20,6 +20,7 @@ from data.ledger import Ledger
 from data.records import Decision, IndexVersion, Model, Release, Snapshot, Sources, as_json, digest
 from data.remote import is_remote
 from data.sources import files as local_files
+from serving import rag
 from serving.engine import base_sha256, bases, verify, verify_model
 from serving.engine.models import written_whole
 from serving.engine.safety import check_adapter, files
@@ -41,7 +42,8 @@ CARD = ("README.md", "training.json", "loss.png")
 def export(ledger: Ledger, name: str, release_id: str | None, target: Path) -> Manifest:
     """Writes a release of an assistant, None for the live one, to the file `target`; what the bundle says it holds.
 
-    Raises ValueError for a release whose files are not those on record, or that shows text deleted since.
+    Raises ValueError for a release whose files are not those on record, or that shows text deleted, or an
+    example withdrawn, since.
     """
     release_id = release_id or ledger.assistant(name)["live_release"]
     if release_id is None:
@@ -56,8 +58,11 @@ def export(ledger: Ledger, name: str, release_id: str | None, target: Path) -> M
     verify_model(release.model)
     index = store.open_index(release.index)
     index.verify()
-    if deleted := len(index.ids() & ledger.tombstones(name)):
+    tombstones = ledger.tombstones(name)
+    if deleted := len(index.ids() & tombstones):
         raise ValueError(f"{deleted} passages of {release_id} were deleted since; export a later release, or re-index")
+    if rag.standing(release, tombstones) != release:
+        raise ValueError(f"a worked example of {release_id} was withdrawn or deleted since; reprompt, then export that")
     recorded = Snapshot.of(row["snapshot"])
     if snapshots.complete(Path(recorded.uri)) is None:
         raise ValueError(f"snapshot {recorded.id} of {release_id} is gone or was altered; run the lifecycle again")

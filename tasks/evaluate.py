@@ -33,6 +33,7 @@ from tasks import anchors, gate, judge
 from tasks.arm import Arm, sentences, time_both
 from tasks.behaviour import behaviour
 from tasks.gate import GateSettings, Scores
+from tasks.golden import leaks
 from tasks.intervals import better_by_chance, pair
 from tasks.metrics import safety
 from tasks.objection import Objection
@@ -89,26 +90,28 @@ class Evaluation(Record):
 
 
 def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: Snapshot, suite: Suite = Suite()):
-    """Scores of `candidate` and `champion` on the golden questions that vote; returns an Evaluation.
+    """Scores of `candidate` and `champion` on the golden questions that vote (see `voting`); returns an Evaluation.
 
     `kind`: bootstrap (hard constraints on a few questions), tuned, reindex, reprompt, rollback. Both arms are scored in
     this run, and what else is measured follows from what changed between them (`TOUCHES`). The same releases on the
-    same snapshot are evaluated once. Answers to sealed questions are scored and not stored.
+    same snapshot are evaluated once, and again when a worked example of theirs is shown no more. Answers to sealed
+    questions are scored and not stored.
     """
     grader = judge.configured()
     judged_by = {"judge": grader.version} if grader else {}
     advised = (grader.version, settings().judge_rubric) if grader else ()
-    arms_asked = (candidate.id, champion.id if champion else None, kind, snapshot.id)
+    book = Ledger(settings().ledger)
+    tombstones = book.tombstones(candidate.assistant)
+    shown = (rag.standing(arm, tombstones).id if arm else None for arm in (candidate, champion))
+    arms_asked = (*shown, kind, snapshot.id)
     key = digest(*arms_asked, *advised, as_json(suite), metrics_hash())
     path = settings().home / "reports" / candidate.id / f"{key[:16]}.json"
     if path.exists() and (body := json.loads(path.read_text()))["candidate"]:
         # Without scores its files were broken then: they may be whole now. The home may be another one by now.
         return replace(Evaluation.of(body["evaluation"]), uri=str(path))
     start = time.monotonic()
-    book = Ledger(settings().ledger)
-    tombstones = book.tombstones(candidate.assistant)
-    votes = voting(snapshot)
-    golden, left_out = questions_for(snapshot, kind, suite)
+    votes = voting(snapshot, candidate, champion)
+    golden, left_out = questions_for(snapshot, kind, suite, candidate, champion)
     apart = golden_sets.sealed([*snapshots.golden(snapshot), *golden])
     hard = sound_files(candidate)
     scores: dict[str, Scores] = {}
@@ -171,6 +174,7 @@ def evaluate(candidate: Release, champion: Release | None, kind: str, snapshot: 
         "repeated": repeated,
         "about": about(candidate, champion, snapshot, golden, suite) | versions | judged_by,
         "sealed": [question.id for question in golden if question.id in apart],
+        "shown": len(voting(snapshot)) - len(votes),
         "rows": {name: [row for row in told if row["id"] not in apart] for name, told in rows.items()},
         "attacks": attacks,
     }
@@ -232,6 +236,8 @@ def decide(
         notes.append(
             f"{evaluation.synthetic} voting questions are synthetic: made from the documents, not asked by people."
         )
+    if shown := body.get("shown"):
+        notes.append(f"{shown} of the golden questions do not vote: a worked example in a prompt asks nearly the same.")
     if objection.says:
         notes.append(objection.says)
     if apart := body.get("sealed"):
@@ -295,14 +301,21 @@ def suite_hash(golden: Sequence[GoldenQuestion], suite: Suite) -> str:
 # --- the questions ----------------------------------------------------------------------------
 
 
-def voting(snapshot: Snapshot) -> list[GoldenQuestion]:
-    """The golden questions of a snapshot without those that were set aside."""
-    return [question for question in snapshots.golden(snapshot) if question.votes]
+def voting(snapshot: Snapshot, *arms: Release | None) -> list[GoldenQuestion]:
+    """The golden questions of a snapshot without those that were set aside, or that a worked example of a release in
+    `arms` nearly asks: no example is chosen that does, but a golden question may come after it.
+    """
+    votes = [question for question in snapshots.golden(snapshot) if question.votes]
+    examples = [shot.question for arm in arms if arm for shot in arm.prompt.shots]
+    shown = leaks([question.question for question in votes], examples)
+    return [question for at, question in enumerate(votes) if at not in shown]
 
 
-def questions_for(snapshot: Snapshot, kind: str, suite: Suite) -> tuple[list[GoldenQuestion], set[str]]:
+def questions_for(
+    snapshot: Snapshot, kind: str, suite: Suite, *arms: Release | None
+) -> tuple[list[GoldenQuestion], set[str]]:
     """The questions that vote, and the ids of those asked with their answering section left out of retrieval."""
-    votes = voting(snapshot)
+    votes = voting(snapshot, *arms)
     few = {"bootstrap": suite.bootstrap_questions, "rollback": suite.rollback_questions}
     if kind in few:
         return sorted(votes, key=lambda q: digest(q.id))[: few[kind]], set()

@@ -56,6 +56,7 @@ def collected(book: Ledger, assistant: str) -> list[Label]:
     return [
         Label(one.seq, 0, one.question, one.rating < 0, votes.endorsed(one) or "", release)
         for one, release in queue.said(book, assistant)
+        if not one.withdrawn
     ]
 
 

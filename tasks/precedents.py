@@ -26,7 +26,7 @@ def decided(
         return None
     decision = Decision.of(row["body"])
     by_person = not decision.suite or decision.judged == "approval"
-    same = by_person or decision.suite == suite_hash(questions_for(snapshot, kind, suite)[0], suite)
+    same = by_person or decision.suite == suite_hash(questions_for(snapshot, kind, suite, candidate, live)[0], suite)
     return decision if decision.accepted and same else None
 
 

@@ -57,7 +57,10 @@ def recent(ledger: Ledger, assistant: str) -> list[dict]:
 
 
 def set_aside(ledger: Ledger, assistant: str, voices: Sequence[str] = ()) -> str:
-    """Set the ratings of `voices` aside, or of those who carry the bad ones now; the sentence for the record."""
+    """Set the ratings of `voices` aside, or of those who carry the bad ones now, and say so.
+
+    The sentence goes to channels outside: it counts the voices, and the decision in the ledger names them.
+    """
     reason = "a diagnosis or a person named them"
     if not voices:
         detector = ledger.signal_states(assistant).get("ratings", {}).get("detector")
@@ -69,4 +72,5 @@ def set_aside(ledger: Ledger, assistant: str, voices: Sequence[str] = ()) -> str
     if not fresh:
         return "nothing to set aside: no few carry the bad ratings, or it was done already"
     quarantine.set_aside(ledger, assistant, fresh, reason)
-    return f"set aside the ratings of {', '.join(fresh)}; python -m flows.remedies give-back lets them count again"
+    whose = f"{len(fresh)} {'voice' if len(fresh) == 1 else 'voices'}, named in the ledger's decision"
+    return f"set aside the ratings of {whose}; python -m flows.remedies give-back lets them count again"

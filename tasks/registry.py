@@ -208,7 +208,11 @@ def model_version(client: MlflowClient, release: Release, run_id: str) -> str:
 
 
 def prompt_version(assistant: str, prompt: Prompt) -> None:
-    """Register the prompt text of a release as a version of `<assistant>-prompt`, unless that text is there."""
+    """Register the prompt text of a release as a version of `<assistant>-prompt`, unless that text is there.
+
+    It is a record of what was released: worked examples that are withdrawn later stay in it, and no model is shown them
+    (`serving.rag.standing`). To take such a text out of MLflow too, delete the version.
+    """
     import mlflow
     from mlflow import MlflowClient
 

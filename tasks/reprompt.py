@@ -1,7 +1,8 @@
 """Worked examples for a prompt: reviewed pairs, spread over what was answered wrong, that fit a budget of tokens.
 
 None is a golden question or nearly, or about a source that golden questions are about. Each stands beside the passage
-that holds its answer today and that everyone may read; where that text is gone, so is the example (serving.rag).
+that holds its answer today and that everyone may read; where that text is gone, or the feedback withdrawn, so is the
+example (serving.rag).
 """
 
 from __future__ import annotations

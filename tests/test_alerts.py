@@ -103,6 +103,18 @@ def test_a_dead_channel_keeps_no_other_from_it_and_is_named_without_its_secret(w
     assert len(posted) == 2
 
 
+@pytest.mark.parametrize("written", ["hooks.slack.com/services/T/B/S3CRET", "htp://ann:S3CRET@hooks", "slack://S3CRET"])
+def test_a_mistyped_address_is_named_nowhere(tmp_path, monkeypatch, capsys, caplog, written):
+    ledger = new_ledger(tmp_path, "wiki")
+    monkeypatch.setattr(alerts, "Ledger", lambda _: ledger)
+    monkeypatch.setattr(alerts, "settings", lambda: Chosen(written))
+    alerts.send(ALERT).join()
+    (row,) = ledger.decisions("wiki", "alert")
+    assert row["verdict"] == "undelivered" and "PERENNIAL_ALERTS" in str(row["body"]["channels"])
+    told = capsys.readouterr()
+    assert "S3CRET" not in str(row) + told.out + told.err + caplog.text
+
+
 def test_what_came_of_it_is_on_record_and_nothing_is_raised(tmp_path, monkeypatch, web, capsys):
     ledger, (address, _) = new_ledger(tmp_path, "wiki"), web
     monkeypatch.setattr(alerts, "Ledger", lambda _: ledger)

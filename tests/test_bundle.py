@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import bundle, snapshots, store
-from data.records import Release, Retrieval, Sources, as_json
+from data import bundle, feedback, snapshots, store
+from data.records import Prompt, Release, Retrieval, Shot, Sources, as_json
 from serving.engine import bases, verify_model
 from tasks import bundle as carried
 from tests import homes
@@ -202,6 +202,19 @@ def test_a_release_that_shows_deleted_text_is_not_exported(staged, tmp_path):
                 carried.export(book, homes.NAME, None, tmp_path / "b")
         finally:
             book.bury(homes.NAME, set(), store.open_index(release.index).ids())
+
+
+def test_a_release_that_shows_a_withdrawn_worked_example_is_not_exported(staged, tmp_path):
+    home, release, _ = staged
+    with homes.at(home):
+        book = homes.ledger()
+        number = book.add_feedback(homes.NAME, release.id, "r", -1, "noon", question="When?", answer="Never.")
+        chunk = store.open_index(release.index).chunks()[0]
+        taught = replace(release, prompt=Prompt(shots=(Shot("When?", "noon", chunk, number),)))
+        book.add_release(taught, "reprompt", release.id, book.release_row(release.id)["snapshot"])
+        feedback.withdraw(book, homes.NAME, "wrong", "ops", seqs=[number])
+        with pytest.raises(ValueError, match=r"a worked example of .* was withdrawn"):
+            carried.export(book, homes.NAME, taught.id, tmp_path / "b")
 
 
 def test_an_assistant_new_here_needs_documents_that_are_here(staged, production, tmp_path):

@@ -149,6 +149,23 @@ def test_a_reviewer_who_changes_their_mind_changes_the_label(book):
     assert [(one.wrong, one.right) for one in collected(book, "wiki")] == [(True, "ten days")]
 
 
+def test_a_label_is_withdrawn_by_its_number_or_by_who_asked_the_question(book):
+    ask(book, "bin", user="ann")
+    ask(book, "link", user="bob")
+    ask(book, "seats", user="bob")
+    for _ in range(3):
+        settle(book, "accepted")
+    first, second, third = (label.seq for label in collected(book, "wiki"))
+    with pytest.raises(KeyError, match="no feedback number -99"):
+        feedback.withdraw(book, "wiki", "?", "ops", seqs=(-99,))
+    assert feedback.withdraw(book, "wiki", "wrong product", "ops", seqs=(first,)) == (first,)
+    assert feedback.withdraw(book, "wiki", "a flood", "ops", user="bob", until=0.0) == ()
+    assert [label.question for label in collected(book, "wiki")] == ["link", "seats"]
+    assert set(feedback.withdraw(book, "wiki", "a flood", "ops", user="bob")) == {second, third}
+    assert collected(book, "wiki") == []
+    assert reviews.said(book, "wiki")[0][0].withdrawn == "by ops: wrong product"
+
+
 def test_who_is_forgotten_leaves_no_question_in_the_queue(book):
     ask(book, "bin", user="ann")
     ask(book, "link", user="bob")

@@ -8,11 +8,22 @@ from types import SimpleNamespace
 import pytest
 
 from data import golden_sets
-from data.records import Answer, Generation, GoldenQuestion, IndexVersion, Model, Release, Snapshot
+from data.records import (
+    Answer,
+    Chunk,
+    Generation,
+    GoldenQuestion,
+    IndexVersion,
+    Model,
+    Prompt,
+    Release,
+    Shot,
+    Snapshot,
+)
 from serving import rag
 from tasks import evaluate, gate, metrics
 from tasks.arm import time_both
-from tasks.evaluate import Suite
+from tasks.evaluate import Suite, voting
 from tasks.gate import GateSettings, Scores
 from tasks.intervals import pair
 
@@ -55,13 +66,15 @@ class Arm:
 
 
 class Ledger:
-    """Nothing was ever deleted."""
+    """Nothing was ever deleted, unless a test says so."""
+
+    buried = frozenset()
 
     def __init__(self, url):
         pass
 
     def tombstones(self, assistant):
-        return frozenset()
+        return self.buried
 
 
 @pytest.fixture
@@ -76,7 +89,7 @@ def arms(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluate, "sound_files", lambda candidate: {"artifact verified": None})
     monkeypatch.setattr(evaluate, "sound_answers", lambda answers, arm, tombstones: {"answers are text": None})
     monkeypatch.setattr(evaluate, "changed_sections", lambda new, old: set())
-    monkeypatch.setattr(evaluate, "questions_for", lambda snapshot, kind, suite: (GOLDEN, set()))
+    monkeypatch.setattr(evaluate, "questions_for", lambda snapshot, *asked: (voting(snapshot, *asked[2:]), set()))
     monkeypatch.setattr(evaluate.snapshots, "golden", lambda snapshot: GOLDEN)
     monkeypatch.setattr(evaluate.golden_sets, "record", lambda ledger, assistant, golden: "golden-1")
     monkeypatch.setattr(evaluate, "time_both", lambda *given: {})
@@ -199,7 +212,7 @@ def test_what_is_sealed_is_decided_with_the_questions_that_were_set_aside(arms, 
     asked = [replace(q, section=f"S{at % 4}") for at, q in enumerate(GOLDEN)]
     aged = [replace(q, state="aged") if at >= 40 else q for at, q in enumerate(asked)]
     monkeypatch.setattr(evaluate.snapshots, "golden", lambda snapshot: aged)
-    monkeypatch.setattr(evaluate, "questions_for", lambda snapshot, kind, suite: (aged[:40], set()))
+    monkeypatch.setattr(evaluate, "questions_for", lambda *asked: (aged[:40], set()))
     monkeypatch.setattr("data.store.open_index", lambda version: SimpleNamespace(chunks=lambda: []))
     apart = {q.id for q in aged[:40]} & golden_sets.sealed(asked)
     assert set(json.loads(Path(stored("tuned").uri).read_text())["sealed"]) == apart
@@ -216,6 +229,30 @@ def test_a_broken_hard_constraint_names_no_question():
         "citations resolve": None,
         "no deleted text": None,
     }
+
+
+@pytest.mark.parametrize("teaches", ["candidate", "champion"])
+def test_a_golden_question_that_a_worked_example_of_either_arm_asks_does_not_vote(arms, teaches):
+    example = Shot("when  7", "noon", Chunk("c", "d", "D", "S", "h", "At noon."), 1)
+    pair_of = {"candidate": release("s", 2), "champion": release("s")}
+    pair_of[teaches] = replace(pair_of[teaches], prompt=Prompt(shots=(example,)))
+    found = evaluate.evaluate(*pair_of.values(), "reprompt", SNAPSHOT, Suite())
+    for arm in pair_of:
+        asked = set(json.loads(Path(found.uri).read_text())[arm]["questions"])
+        assert {question.id for question in GOLDEN} - asked == {"q7"}
+    assert "1 of the golden questions do not vote" in " ".join(evaluate.decide(found, "reprompt", GateSettings()).notes)
+
+
+def test_an_evaluation_is_made_anew_when_a_worked_example_is_shown_no_more(arms, monkeypatch):
+    example = Shot("Why?", "noon", Chunk("c", "d", "D", "S", "h", "At noon."), 7)
+    taught = replace(release("s", 2), prompt=Prompt(shots=(example,)))
+    asked = (taught, release("s"), "reprompt", SNAPSHOT, Suite())
+    first = evaluate.evaluate(*asked)
+    monkeypatch.setattr(Ledger, "buried", frozenset({"feedback 8"}))
+    assert evaluate.evaluate(*asked) == first
+    monkeypatch.setattr(Ledger, "buried", frozenset({"feedback 7"}))
+    again = evaluate.evaluate(*asked)
+    assert again.uri != first.uri and again.release == first.release == taught.id
 
 
 def test_smoke_and_canary_ask_no_sealed_question(monkeypatch):

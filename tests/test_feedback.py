@@ -7,10 +7,11 @@ import pytest
 import sqlalchemy as sa
 
 from data import feedback
-from data.feedback import Place, read, record_training, review_feedback, trained_on, withdraw
+from data.feedback import Place, read, review_feedback, withdraw
 from data.ledger import Ledger, migrate
-from data.records import Model
+from data.records import Chunk, Model, Prompt, Shot
 from data.snapshots import Writer
+from data.trainings import record_training, shown_in, trained_on
 from tests.ledgers import accept, go_live, new_ledger, release
 
 COUNTS = ("documents", "sections", "examples", "golden", "aged", "quarantined", "duplicates", "leaked")
@@ -170,6 +171,17 @@ def test_a_tuned_model_whose_training_nobody_recorded_may_hold_the_feedback(ledg
     accept(ledger, release(model="d"), "bootstrap")
     (found,) = trained_on(ledger, "wiki", [seq])
     assert (found.model, found.recorded, found.feedback) == ("c" * 64, False, ())
+
+
+def test_the_releases_that_show_feedback_as_a_worked_example_are_named(ledger):
+    seq, other = add(ledger), add(ledger)
+    shots = tuple(Shot("Q?", "A", Chunk("c1", "d", "D", "S", "h", "A."), label) for label in (seq, -4))
+    taught = replace(release(), prompt=Prompt(shots=shots))
+    for one in (release(), taught, replace(taught, index=release(index="two").index)):
+        accept(ledger, one)
+    assert shown_in(ledger, "wiki", [other]) == {}
+    assert list(shown_in(ledger, "wiki", [seq, -4, other]).values()) == [(-4, seq)] * 2
+    assert taught.id in shown_in(ledger, "wiki", [-4])
 
 
 def test_chunks_are_looked_up_in_the_live_index_and_then_in_the_one_that_showed_them(ledger, monkeypatch):

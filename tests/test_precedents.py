@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from data import snapshots
-from data.records import Decision, GoldenQuestion, Snapshot
+from data.records import Chunk, Decision, GoldenQuestion, Prompt, Shot, Snapshot
 from tasks import evaluate, precedents
 from tasks.evaluate import Evaluation, Suite, changed_parts, suite_hash
 from tests.ledgers import new_ledger, release
@@ -58,6 +58,17 @@ def test_an_accepting_decision_stands_for_the_same_suite_only(made, monkeypatch)
     assert precedents.decided(book, candidate, live, SNAPSHOT, "rollback") is None
     book.decide_gate("wiki", replace(accepted, suite="of before", judged="approval"))
     assert precedents.decided(book, candidate, live, SNAPSHOT, "rollback").judged == "approval", "a person's yes stands"
+
+
+def test_a_decision_stands_where_a_worked_example_kept_a_question_from_voting(made, monkeypatch):
+    book, evaluated = made
+    golden = [GoldenQuestion(f"q{at}", f"How many in {at}?", ("8",), "d", "s", "hash") for at in range(2)]
+    monkeypatch.setattr(snapshots, "golden", lambda snapshot: golden)
+    example = Shot("how many in 1", "8", Chunk("c", "d", "D", "s", "h", "There are 8."), 1)
+    live, candidate = release(), replace(release(), prompt=Prompt(shots=(example,)))
+    suite = suite_hash(golden[:1], Suite())
+    book.decide_gate("wiki", replace(held(evaluated(candidate, "x"), verdict="promote"), champion=live.id, suite=suite))
+    assert precedents.decided(book, candidate, live, SNAPSHOT, "rollback").accepted
 
 
 def test_the_untuned_means_are_those_of_the_same_suite(made):

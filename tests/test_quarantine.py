@@ -55,7 +55,7 @@ def test_what_is_set_aside_counts_for_nothing_until_it_is_given_back_and_is_neve
     for owner in ("mob", "ann"):
         book.add_feedback("wiki", "rel", "r", -1, None, owner=owner, question="Q?", answer="A")
     said = set_aside(book, "wiki", ["mob"])
-    assert "mob" in said and "give-back" in said
+    assert "1 voice, named" in said and "give-back" in said
     rows = book.feedback("wiki")
     assert len(rows) == 2
     assert [r["owner"] for r in quarantine.counted(book, "wiki", rows)] == ["ann"]
@@ -84,7 +84,8 @@ def test_by_hand_the_ratings_of_now_are_looked_at_against_what_is_usual(book):
         book.add_feedback("wiki", "rel", "r", one["rating"], owner=one["owner"])
     assert "what is usual" in set_aside(book, "wiki")
     book.store_signals("wiki", {"ratings": {"detector": {"p0": 0.12}}})
-    assert "set aside the ratings of mob" in set_aside(book, "wiki")
+    assert "set aside the ratings of 1 voice" in set_aside(book, "wiki")
+    assert list(quarantine.aside(book, "wiki")) == ["mob"]
     assert "nothing to set aside" in set_aside(book, "wiki")
 
 

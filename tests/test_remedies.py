@@ -188,12 +188,14 @@ def test_a_retrained_model_goes_without_the_examples_that_it_has_learnt(tmp_path
     assert trained == [Prompt()] and bench.released[0][0].prompt == Prompt()
 
 
-def test_collect_and_quarantine_touch_nothing_live_and_note_what_they_did(bench, monkeypatch):
+def test_collect_and_quarantine_touch_nothing_live_note_what_they_did_and_name_no_user_in_an_alert(bench, monkeypatch):
     monkeypatch.setattr(remedies, "collect_answers", lambda *_: "9 answers listed")
     assert remedies.collect.fn("wiki").name == "Asked" and bench.row["note"] == "9 answers listed"
-    seq = bench.book.open_remedy("wiki", "quarantine_ratings", "flood", {"voices": ["mob"]})
+    seq = bench.book.open_remedy("wiki", "quarantine_ratings", "flood", {"voices": ["mob", "without a key: ann"]})
     assert remedies.quarantine_ratings.fn(outbox=seq).name == "SetAside"
-    assert list(quarantine.aside(bench.book, "wiki")) == ["mob"] and "mob" in bench.alerts[0]
+    assert list(quarantine.aside(bench.book, "wiki")) == ["mob", "without a key: ann"]
+    assert "the ratings of 2 voices" in bench.alerts[0]
+    assert "mob" not in bench.alerts[0] and "ann" not in bench.alerts[0]
     assert bench.released == [] and bench.book.assistant("wiki")["live_seq"] == 1
 
 

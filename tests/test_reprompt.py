@@ -12,7 +12,7 @@ from data.feedback import Said
 from data.records import Answer, Chunk, Generation, GoldenQuestion, Hit, Prompt, Release, Shot, Sources, as_json
 from data.requests import Logged, RequestLog
 from data.store import open_index
-from serving import rag
+from serving import rag, router
 from serving.engine import models
 from tasks import collect
 from tasks.golden import Corpus
@@ -190,6 +190,7 @@ def test_recent_answers_are_listed_with_the_passages_they_were_given_from(wiki, 
 
 # --- what is served ---------------------------------------------------------------------------
 
+EMPTY = {"passages": [], "places": []}
 TAUGHT = replace(release(), prompt=Prompt(shots=tuple(showable(REVIEWED, (), CORPUS, find))))
 
 
@@ -208,6 +209,30 @@ def test_an_example_whose_text_is_deleted_is_not_shown_by_any_release():
     left = rag.standing(TAUGHT, frozenset({"c-bin"}))
     assert [one.label for one in left.prompt.shots] == [2, 3]
     assert "30 days" not in rag.build_prompt(left.prompt, "q", [])
+
+
+def test_an_example_learnt_from_what_is_withdrawn_or_forgotten_is_shown_no_more_by_the_endpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(router, "SLOW_POLL_S", 0.0)
+    book = new_ledger(tmp_path, "wiki", "other")
+    for user in ("ann", "bob"):
+        book.add_feedback("wiki", "rel", "r", -1, "30 days", user=user, question="When?", answer="Never.")
+    reviews.ask_answers(book, "wiki", [dict.fromkeys(("response", "question", "answer", "arm", "user"), "x") | EMPTY])
+    asked = -reviews.items(book, "wiki")[0].number
+    shots = tuple(replace(TAUGHT.prompt.shots[0], label=label) for label in (1, 2, asked))
+    taught, served = replace(release(), prompt=Prompt(shots=shots)), router.Router(book)
+
+    def shown():
+        served.poll()
+        return [shot.label for shot in rag.standing(taught, served.tombstones("wiki")).prompt.shots]
+
+    go_live(book, taught)
+    assert shown() == [1, 2, asked]
+    feedback.withdraw(book, "wiki", "wrong", "ops", seqs=[1])
+    assert shown() == [2, asked]
+    feedback.forget(book, "wiki", "bob")
+    assert shown() == [asked]
+    feedback.withdraw(book, "wiki", "wrong", "ops", seqs=[asked])
+    assert shown() == [] and book.tombstones("other") == frozenset()
 
 
 def test_a_prompt_without_examples_has_the_hash_it_had_before_there_were_any():
