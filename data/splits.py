@@ -3,7 +3,7 @@
 Arm a is the live release, arm b another accepted one; a user stays on one arm (serving/router). A test ends with a
 verdict on record: b (it is better: it goes live), a (it is the better one), none (no difference was proven in time),
 stopped (by a person), refused (b's requests fail, or its gate or canary when it is to go live) or overtaken (the live
-pointer moved away from a).
+pointer moved away from a). On record is also when it started, and once when a better b is delayed on its way live.
 """
 
 from __future__ import annotations

@@ -27,8 +27,9 @@ def remove(ledger: Ledger, name: str) -> dict[str, int]:
     """Deletes everything of an assistant that is on this machine, and says how much of what.
 
     What another assistant's releases are served from stays. Raises KeyError for an unknown name, ValueError while a
-    flow run holds one of its remedies (a lifecycle or split-start under way holds none: let it end first), TimeoutError while its index is being written, and ConnectionError when MLflow
-    does not answer; after the last two, and after a kill, deleting again goes on.
+    flow run holds one of its remedies (a lifecycle or split-start under way holds none: let it end first), TimeoutError
+    while its index is being written, and ConnectionError when MLflow does not answer; after the last two, and after a
+    kill, deleting again goes on.
     """
     ledger.assistant(name)
     _stop(ledger, name)

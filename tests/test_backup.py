@@ -145,7 +145,7 @@ def test_a_mount_point_is_refused_before_anything_is_copied(home, tmp_path, monk
     monkeypatch.setattr(backup, "_copied", None)
     with homes.at(tmp_path / "volume") as chosen:
         monkeypatch.setattr(Path, "is_mount", lambda path: path == chosen.home)
-        with pytest.raises(ValueError, match="is a mount point.*a folder in it"):
+        with pytest.raises(ValueError, match=r"is a mount point.*a folder in it"):
             backup.restore(tmp_path / "backup")
 
 
@@ -154,7 +154,7 @@ def test_a_version_that_is_written_while_files_are_listed_is_copied_whole(home, 
 
     def manifests_last(top, **how):
         folders = sorted(walk(top, **how), key=lambda one: one[0].endswith(backup.MANIFESTS))
-        for folder, inner, names in folders:
+        for folder, inner, _ in folders:
             if folder.endswith(backup.MANIFESTS) and not made:
                 made.append(homes.index([*homes.TEXTS, "written meanwhile"]))
             yield folder, inner, sorted(path.name for path in Path(folder).iterdir() if path.is_file())
