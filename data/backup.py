@@ -79,10 +79,12 @@ def restore(source: Path) -> Backup:
     """Makes the home of this installation what it was in the backup `source`; every file is verified by its sha256.
 
     Places on record become those of this home, and the ledger gets the newest schema. Raises FileExistsError when the
-    home is not empty, ValueError for a backup that is not whole; the home is then as it was.
+    home is not empty, ValueError for a backup that is not whole and for a mount point; the home is then as it was.
     """
     home = _whole_home()
     made = read(source)
+    if home.is_mount():
+        raise ValueError(f"{home} is a mount point and cannot be replaced; set PERENNIAL_HOME to a folder in it")
     if home.exists() and any(home.iterdir()):
         raise FileExistsError(f"{home} is not empty; stop what runs there and move it away, or set PERENNIAL_HOME")
     with _appearing(home) as folder:
@@ -144,18 +146,19 @@ def _whole_home() -> Path:
 
 
 def _listed(home: Path) -> Iterator[str]:
-    """Everything to be copied. Of an index first the manifests: what those name is whole, what comes later is not."""
-    found = [
-        (Path(folder) / name).relative_to(home)
-        for top in FOLDERS
-        for folder, _, names in os.walk(home / top, followlinks=True)
-        for name in names
-    ]
-    kept = [file for file in found if not any(part.startswith(".") for part in file.parts) and file.name != HINT]
-    kept = [file for file in kept if file.suffix not in (".partial", ".lock")]
-    first = [file for file in kept if MANIFESTS in file.parts]
-    yield from (file.as_posix() for file in sorted(first))
-    yield from (file.as_posix() for file in sorted(set(kept) - set(first)))
+    """Everything to be copied. Of an index first the manifests, in a walk of their own: what those name is there when
+    the others are listed, what comes later is not in the copy."""
+    for manifests in (True, False):
+        yield from sorted(file.as_posix() for file in _files(home) if (MANIFESTS in file.parts) is manifests)
+
+
+def _files(home: Path) -> Iterator[Path]:
+    for top in FOLDERS:
+        for folder, _, names in os.walk(home / top, followlinks=True):
+            for file in ((Path(folder) / name).relative_to(home) for name in names):
+                hidden = any(part.startswith(".") for part in file.parts)
+                if not hidden and file.name != HINT and file.suffix not in (".partial", ".lock"):
+                    yield file
 
 
 def _copied(home: Path, folder: Path, name: str) -> Packed:

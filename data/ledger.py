@@ -416,13 +416,13 @@ def append_decision(
 
 
 def _end_split(c: sa.Connection, name: str, live: str) -> None:
-    """End the split test of an assistant whose live pointer has moved; one without a verdict says that, on record."""
+    """End the split test of an assistant whose live pointer has moved, on record unless its better b is live now."""
     mine = (splits.c.assistant == name, splits.c.ended.is_(None))
     row = c.execute(sa.select(splits).where(*mine)).mappings().first()
     if row is None:
         return
     c.execute(splits.update().where(*mine).values(ended=time.time()))
-    if not row["verdict"]:
+    if (row["verdict"], row["b"]) != ("b", live):
         reason = f"{live} went live while {row['a']} and {row['b']} were compared"
         c.execute(splits.update().where(splits.c.id == row["id"]).values(verdict="overtaken", reason=reason))
         append_decision(c, name, "split", row["b"], "overtaken", reason, {"split": row["id"], "a": row["a"]})

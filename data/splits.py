@@ -3,7 +3,7 @@
 Arm a is the live release, arm b another accepted one; a user stays on one arm (serving/router). A test ends with a
 verdict on record: b (it is better: it goes live), a (it is the better one), none (no difference was proven in time),
 stopped (by a person), refused (b's requests fail, or its gate or canary when it is to go live) or overtaken (the live
-pointer moved away from a).
+pointer moved away from a). On record is also when it started, and once when a better b is delayed on its way live.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def start(ledger: Ledger, assistant: str, a: str, b: str, share: float, plan: di
         if live != a:
             raise PointerMoved(f"{live or 'nothing'} is live for {assistant!r}, not {a}: start again")
         ledger.require(c, assistant, b, "split")
-        if c.execute(sa.select(splits.c.id).where(splits.c.assistant == assistant, splits.c.ended.is_(None))).first():
-            command = f"python -m flows.split end --assistant {assistant}"
-            raise ValueError(f"a split test of {assistant!r} is running; wait for its end, or end it: {command}")
+        refuse_second(ledger, assistant)
         row = {"assistant": assistant, "a": a, "b": b, "share": share, "plan": plan, "started": time.time()}
         number = c.execute(splits.insert().values(**row, verdict="", reason="")).inserted_primary_key[0]
         reason = f"{share:.0%} of the users ask {b}, the others {a}"
@@ -65,18 +63,30 @@ def start(ledger: Ledger, assistant: str, a: str, b: str, share: float, plan: di
     return Split(id=number, **row)
 
 
+def refuse_second(ledger: Ledger, assistant: str) -> None:
+    """Raises ValueError while a split test of the assistant runs."""
+    if any(test.assistant == assistant for test in running(ledger)):
+        command = f"python -m flows.split end --assistant {assistant}"
+        raise ValueError(f"a split test of {assistant!r} is running; wait for its end, or end it: {command}")
+
+
 def decide(ledger: Ledger, split: Split, verdict: str, reason: str, body: dict) -> bool:
     """Record the verdict on a running test and end it, except for b, which ends when b goes live.
 
-    `body`: estimate, interval, counts. Returns False, and changes nothing, when the test has ended already.
+    `body`: estimate, interval, counts. Returns False, and changes nothing, when the test has ended already. Where the
+    verdict was b, whatever takes b live meanwhile finds the pointer moved.
     """
     if verdict not in VERDICTS:
         raise ValueError(f"{verdict!r} is no verdict on a split test; use one of {', '.join(VERDICTS)}")
     values = {"verdict": verdict, "reason": reason} | ({} if verdict == "b" else {"ended": time.time()})
     with ledger.write() as c:
-        mine = splits.update().where(splits.c.id == split.id, splits.c.ended.is_(None))
-        if not c.execute(mine.values(**values)).rowcount:
+        before = c.execute(sa.select(splits.c.verdict, splits.c.ended).where(splits.c.id == split.id)).one()
+        if before.ended is not None:
             return False
+        c.execute(splits.update().where(splits.c.id == split.id).values(**values))
+        if before.verdict == "b":
+            mine = assistants.update().where(assistants.c.name == split.assistant)
+            c.execute(mine.values(live_seq=assistants.c.live_seq + 1))
         about = {"split": split.id, "a": split.a, "b": split.b} | body
         append_decision(c, split.assistant, "split", split.b, verdict, reason, about)
     return True

@@ -56,9 +56,14 @@ def delete(assistant: str, sure: bool) -> None:
         book.assistant(assistant)
         raise SystemExit(
             f"this deletes {assistant!r} for good: releases, index, models, snapshots, reports, feedback and requests. "
-            "Backups keep theirs. Say --yes to do it"
+            "Backups keep theirs. A lifecycle or split-start of it that runs would bring it back: let it end first. "
+            "Say --yes to do it"
         )
     for what, count in removal.remove(book, assistant).items():
         if count:
             print(f"deleted: {count} {what}")
+    print(
+        "MLflow keeps files of a deleted experiment until "
+        f"MLFLOW_TRACKING_URI={settings().mlflow} mlflow gc --backend-store-uri sqlite:///{settings().home}/mlflow.db"
+    )
     print(f"{assistant} is deleted; what its flow runs logged is in Prefect until they are deleted there")

@@ -29,12 +29,17 @@ def export_release(assistant: str, to: Path | str, release: str | None = None) -
 
 @flow(name="import", log_prints=True)
 def import_release(
-    file: str, documents: str | None = None, examples: str | None = None, golden: str | None = None
+    file: str,
+    documents: str | None = None,
+    examples: str | None = None,
+    golden: str | None = None,
+    own_guard: bool = False,
 ) -> State:
     """Take a bundle in and release it: evaluated, gated against what is live here, then smoke query and canary.
 
     `documents`, `examples`, `golden`: where those of an assistant that is new here are, if not where the bundle says.
-    The gate's settings are those of this installation.
+    `own_guard`: the bundle may bring looser limits than the usual ones. The gate's settings are those of this
+    installation.
     """
     from data import embedding
     from serving.engine.models import embedder_folder
@@ -42,7 +47,7 @@ def import_release(
     book, said = Ledger(settings().ledger), read_manifest(Path(file)).sources
     given = {"documents": documents, "examples": examples, "golden": golden}
     sources = replace(said, **{what: place for what, place in given.items() if place})
-    candidate, kind, snapshot = bundle.admit(book, Path(file), embedding.load(embedder_folder()), sources)
+    candidate, kind, snapshot = bundle.admit(book, Path(file), embedding.load(embedder_folder()), sources, own_guard)
     print(f"import: {candidate.id} of {candidate.assistant} is here and whole")
     return named(release_candidate(candidate, kind, snapshot, precedents.gates(book, candidate.assistant)))
 
@@ -59,6 +64,7 @@ def main() -> None:
     into.add_argument("file", type=Path)
     for what in ("documents", "examples", "golden"):
         into.add_argument(f"--{what}", help="where they are here, for an assistant that is new here")
+    into.add_argument("--own-guard", action="store_true", help="it may bring looser limits than the usual ones")
     apply_environment()
     chosen = parser.parse_args()
     migrate(settings().ledger)
@@ -68,7 +74,7 @@ def main() -> None:
         print(f"{made.id} is in {chosen.to}: {len(made.files)} files, {size:.1f} MB, sha256 {sha256}")
         return
     places = {what: getattr(chosen, what) for what in ("documents", "examples", "golden")}
-    decision = import_release(str(chosen.file), **places, return_state=True).result()
+    decision = import_release(str(chosen.file), **places, own_guard=chosen.own_guard, return_state=True).result()
     print(json.dumps({"release_id": decision.release, "decision": decision.verdict, "reason": decision.reason}))
 
 

@@ -11,12 +11,14 @@ import getpass
 import json
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import fields, replace
 
 from prefect import flow
 from prefect.states import Completed, State
 
 from data import splits
+from data.lease import lease
 from data.ledger import Ledger, NotAccepted, PointerMoved
 from data.records import Prompt, Release, Retrieval, Snapshot, as_json
 from data.requests import RequestLog
@@ -43,14 +45,14 @@ def start(
     live index, like any candidate; if it is accepted and answers, `share` of the users ask it from now on.
     """
     book, planned = ledger(), plan.users(share)
+    splits.refuse_second(book, assistant)
     live, seq = live_release(book, assistant), book.assistant(assistant)["live_seq"]
     if plan.days >= settings().retention_days:
         raise ValueError(f"{plan.days:g} days are longer than requests are kept ({settings().retention_days} days)")
     candidate = challenger(book, live, prompt, retrieval, release)
     snapshot = Snapshot.of(book.release_row(live.id)["snapshot"])
     if candidate.id not in book.accepted_releases(assistant):
-        kind = "tuned" if candidate.model != live.model else "reprompt"
-        gates = precedents.gates(book, assistant)
+        kind, gates = evaluate.kind_of(candidate, live), precedents.gates(book, assistant)
         decision = lifecycle.judged(candidate, live, seq, kind, snapshot, gates)
         if not decision.accepted:
             return named(decision)
@@ -84,16 +86,30 @@ def challenger(
 
 @flow(name="split", log_prints=True)
 def look() -> State:
-    """Compare the arms of every running split test and end what is settled; a better b goes live by `release`."""
-    book, said = ledger(), {}
+    """Compare the arms of every running split test and end what is settled; a better b goes live by `release`.
+
+    One look at a time: one that takes b live may take longer than the time to the next.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(lease("split", timeout_s=0))
+        except TimeoutError:
+            return Completed(name="Busy", message="another look is under way", data={})
+        said = looked(ledger(), time.time())
+    message = ", ".join(f"{name}: {what}" for name, what in said.items()) or "no split test runs"
+    return Completed(name="Looked", message=message, data=said)
+
+
+def looked(book: Ledger, now: float) -> dict[str, str]:
+    """Assistant -> what came of looking at its split test."""
+    said = {}
     for test in splits.running(book):
         if book.assistant(test.assistant)["paused"]:
             said[test.assistant] = "paused"
             continue
-        verdict = test.verdict or judge(book, test, time.time())
-        said[test.assistant] = adopt(book, test) if verdict == "b" else verdict or "goes on"
-    message = ", ".join(f"{name}: {what}" for name, what in said.items()) or "no split test runs"
-    return Completed(name="Looked", message=message, data=said)
+        verdict = test.verdict or judge(book, test, now)
+        said[test.assistant] = adopt(book, test, now) if verdict == "b" else verdict or "goes on"
+    return said
 
 
 def judge(book: Ledger, test: Split, now: float) -> str:
@@ -106,23 +122,39 @@ def judge(book: Ledger, test: Split, now: float) -> str:
     return verdict
 
 
-def adopt(book: Ledger, test: Split) -> str:
+def adopt(book: Ledger, test: Split, now: float) -> str:
     """Take the better b through canary and promotion, which ends the test; what came of it.
 
-    A run that broke off is tried again at the next look; a candidate that is refused on the way is not.
+    A run that broke off is tried again at the next look, till the days of the plan are over; a candidate that is
+    refused on the way is not.
     """
-    row, snapshot = book.release_row(test.b), Snapshot.of(book.release_row(test.a)["snapshot"])
-    gates = precedents.gates(book, test.assistant)
-    state = lifecycle.release(book.release(test.b), row["kind"], snapshot, gates, return_state=True)
-    if not state.is_completed():
-        return f"b is not live yet: {state.message}"
-    decision = state.result()
-    if decision.accepted:
-        return "b went live"
-    reason = f"b was better, but it was not released: {decision.reason}"
-    splits.decide(book, test, "refused", reason, {})
-    report.alert(test.assistant, reason)
+    name, candidate = test.assistant, book.release(test.b)
+    if ended(book, test):
+        return "ended"
+    kind, snapshot = evaluate.kind_of(candidate, book.live()[name].live), book.release_row(test.a)["snapshot"]
+    gates = precedents.gates(book, name)
+    state = lifecycle.release(candidate, kind, Snapshot.of(snapshot), gates, return_state=True)
+    if state.is_completed():
+        decision = state.result()
+        if decision.accepted:
+            return "b went live"
+        reason = f"b was better, but it was not released: {decision.reason}"
+    else:
+        reason = f"b is not live yet: {state.message}"
+        if ended(book, test):
+            return "ended"
+        if now - test.started < 86_400 * Plan.of(test.plan).days:
+            if book.decisions(name, "split", 1)[0]["verdict"] != "delayed":
+                book.decide(name, "split", test.b, "delayed", reason, {"split": test.id})
+                report.alert(name, f"{reason}; it is tried again")
+            return reason
+    if splits.decide(book, test, "refused", reason, {}):
+        report.alert(name, reason)
     return "refused"
+
+
+def ended(book: Ledger, test: Split) -> bool:
+    return all(test.id != one.id for one in splits.running(book))
 
 
 def end(book: Ledger, assistant: str, who: str, why: str = "") -> Split:

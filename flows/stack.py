@@ -101,12 +101,12 @@ def start() -> None:
     from serving.engine.models import fetch
 
     chosen = settings()
+    migrate(chosen.ledger)  # also where an older version of this runs
     if not running():
         check_machine()
         for folder in ("logs", "prefect", "mlflow"):
             (chosen.home / folder).mkdir(parents=True, exist_ok=True)
         fetch()
-        migrate(chosen.ledger)
         free_what_died(Ledger(chosen.ledger))
         say("preparing the MLflow database")
         upgrade = [str(BIN / "mlflow"), "db", "upgrade", f"sqlite:///{chosen.home / 'mlflow.db'}"]

@@ -26,6 +26,7 @@ from flows import people, stack
 from flows.lifecycle import finetune_model, index_snapshot, known_snapshot, prepared, release_candidate
 from settings import settings
 from tasks import removal
+from tasks.deploy import in_use
 from tasks.evidence import DiagnosisSettings
 from tasks.finetune import Training
 from tasks.gate import GateSettings
@@ -100,20 +101,22 @@ def remove(book: Ledger, folder: Path) -> None:
     if book.outbox(NAME, ("claimed",)):
         say("a remedy still runs; it is waited for before the assistant is removed")
         wait_for(lambda: not book.outbox(NAME, ("claimed",)), 1800, 2)
-    mine = {Release.of(row["body"]).model.sha256 for row in book.rows(releases.select()) if row["assistant"] == NAME}
+    mine = {
+        Release.of(row["body"]).model.sha256[:12] for row in book.rows(releases.select()) if row["assistant"] == NAME
+    }
     if NAME in book.live():
         removal.remove(book, NAME)
     shutil.rmtree(folder, ignore_errors=True)
     if mine:
-        cool(mine - {routing.live.model.sha256 for routing in book.live().values() if routing.live})
+        cool(mine - in_use(book))
 
 
 def cool(models: set[str]) -> None:
-    """Stop keeping these artifacts warm (sha256)."""
+    """Stop keeping these artifacts warm (first 12 digits of their sha256)."""
     from serving import replica
 
     replica.connect()
-    for sha in {sha[:12] for sha in models} & replica.running():
+    for sha in models & replica.running():
         replica.delete(sha)
 
 

@@ -71,15 +71,10 @@ class Endpoint:
         Raises ValueError for another embedder, and IndexDamaged for a damaged index, unless the release was live before
         and an earlier index can stand in for it.
         """
-        from data.store import IndexDamaged, open_index
-
         if release.index.embedder != self.embedder.sha256:
             ours, theirs = self.embedder.sha256[:12], release.index.embedder[:12]
             raise ValueError(f"its index was embedded by {theirs}, this endpoint embeds with {ours}; build it again")
-        try:
-            open_index(release.index).verify()
-        except IndexDamaged as error:
-            self.fall_back(release, error)
+        self.reading(release, lambda index: index.verify())
         self.find(release, "warm", "", frozenset())
 
     def fall_back(self, release: Release, damage: Exception) -> Index:
@@ -131,6 +126,11 @@ class Endpoint:
 
         try:
             return read(self.instead.get(release.id) or open_index(release.index))
+        except IndexDamaged:  # or deleted with its assistant, and built anew since it was opened
+            self.instead.pop(release.id, None)
+            open_index.cache_clear()
+        try:
+            return read(open_index(release.index))
         except IndexDamaged as error:
             return read(self.fall_back(release, error))
 

@@ -57,7 +57,7 @@ class Router:
         self.keys: dict[str, Key] = {}
         self.read_at: float | None = None
         self._slow_at = 0.0
-        self._warmed: set[str] = set()
+        self._warmed: dict[str, str] = {}  # by release: its assistant
         self._refused: dict[str, float] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -91,6 +91,9 @@ class Router:
         except UNREADABLE as error:
             log.warning("the ledger can not be read, routing stays as it is: %s", error)
             return
+        if self.routings.keys() - seen.keys():  # a new assistant of a deleted one's name has the same release ids
+            self._release.cache_clear()
+            self._warmed = {known: name for known, name in self._warmed.items() if name in seen}
         # Tombstones first: a release that goes live must not show a chunk that was buried with it for one request.
         self.buried = {name: chunks for name, chunks in (self.buried | buried).items() if name in seen}
         if every:
@@ -124,7 +127,7 @@ class Router:
             self._refused[release.id] = time.monotonic()
             log.error("release %s of %s can not be served: %s", release.id, release.assistant, error)
             return False
-        self._warmed.add(release.id)
+        self._warmed[release.id] = release.assistant
         return True
 
     @property

@@ -1,7 +1,9 @@
 """Which of two arms scores better, looked at as often as one likes: bets on the difference of their means.
 
-Users come to two arms one by one, each with one score from 0 to 1. They are taken in blocks, in the order they come:
-one user of the smaller arm, and as many of the other as the split gives it. Whoever bets a share lambda of a capital on
+Users come to two arms one by one, each with one score from 0 to 1. They are taken in blocks as they come: one user of
+the smaller arm, and about as many of the other as the split gives it. Both arms of a block are of the same time: what
+moves both alike, such as a change of the documents, is no difference. So no arm runs ahead: of its waiting users the
+latest are taken and the oldest dropped, by their place in the order alone. Whoever bets a share lambda of a capital on
 each block's difference d (b's mean minus a's) keeps, on average, what was put in, if neither arm is better: this
 capital, the product of 1 + lambda d, is a test martingale, and it ever reaches 1/alpha with probability alpha at most
 (Ville; Waudby-Smith and Ramdas, arXiv 2010.09686; two samples: Shekhar and Ramdas, arXiv 2112.09162). Half of the error
@@ -11,6 +13,7 @@ is for either side, and several lambdas share the stake, because nobody knows th
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +25,8 @@ from data.records import Record
 
 LAMBDAS = (0.02, 0.05, 0.1, 0.2, 0.4)
 """Shares of the capital that are bet on a block; below 1/2, so that no bet on d - delta can lose all of it."""
+WAITING = 4
+"""Blocks' worth of users of an arm that wait for the other one; more wastes fewer of them, fewer are nearer in time."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +52,22 @@ def block(share: float) -> tuple[int, int]:
     return (max(1, round((1 - share) / share)), 1) if share <= 0.5 else (1, max(1, round(share / (1 - share))))
 
 
-def differences(a: Sequence[float], b: Sequence[float], share: float) -> np.ndarray:
-    """d of every whole block, -1 to 1; whoever is left over waits for the next ones.
+def differences(scores: Sequence[tuple[str, float]], share: float) -> np.ndarray:
+    """d of every whole block, -1 to 1, of each user's arm and score in the order they came.
 
     Raises ValueError for a score outside [0, 1]: what was not measured is no score.
     """
-    arms, sizes = [np.asarray(arm, dtype=float) for arm in (a, b)], block(share)
-    for arm in arms:
-        if len(arm) and not (arm.min() >= 0 and arm.max() <= 1):
+    sizes = dict(zip("ab", block(share), strict=True))
+    waiting: dict[str, deque[float]] = {arm: deque(maxlen=WAITING * size) for arm, size in sizes.items()}
+    found = []
+    for arm, score in scores:
+        if not 0 <= score <= 1:
             raise ValueError("scores are from 0 to 1; leave out what was not measured")
-    whole = min(len(arm) // size for arm, size in zip(arms, sizes, strict=True))
-    means = [arm[: whole * size].reshape(whole, size).mean(1) for arm, size in zip(arms, sizes, strict=True)]
-    return means[1] - means[0]
+        waiting[arm].append(score)
+        if all(len(waiting[one]) >= size for one, size in sizes.items()):
+            mean = {one: sum(waiting[one].pop() for _ in range(size)) / size for one, size in sizes.items()}
+            found.append(mean["b"] - mean["a"])
+    return np.array(found)
 
 
 def capital(d: np.ndarray, delta: float = 0.0) -> np.ndarray:
@@ -67,9 +76,9 @@ def capital(d: np.ndarray, delta: float = 0.0) -> np.ndarray:
     return np.logaddexp.reduce(grown, axis=0) - math.log(len(LAMBDAS))
 
 
-def compare(a: Sequence[float], b: Sequence[float], share: float = 0.5, alpha: float = 0.05) -> Difference:
-    """What the scores of two arms, each in the order they came, say about b - a by now."""
-    d, wanted = differences(a, b, share), math.log(2 / alpha)
+def compare(scores: Sequence[tuple[str, float]], share: float = 0.5, alpha: float = 0.05) -> Difference:
+    """What each user's arm and score, in the order they came, say about b - a by now."""
+    d, wanted = differences(scores, share), math.log(2 / alpha)
     proofs = {arm: np.flatnonzero(capital(side) >= wanted) for arm, side in (("a", -d), ("b", d))}
     first, ahead = min(((int(at[0]), arm) for arm, at in proofs.items() if len(at)), default=(len(d), ""))
     d = d[: first + 1]

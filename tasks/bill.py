@@ -10,6 +10,7 @@ import asyncio
 import json
 import sqlite3
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import httpx
 
 from data.records import digest
 
+REMEMBERED = "verdicts.db"
+"""The file of a home in which replies are remembered."""
 AT_ONCE = 8
 MOST_TOKENS = 1024
 FRESH = {"Cache-Control": "no-store"}  # headers of a request that must not be answered from memory
@@ -124,6 +127,13 @@ def whole(reply: dict) -> bool:
     except ValueError:
         return False
     return choice.get("finish_reason") == "stop"
+
+
+def forget(file: Path) -> int:
+    """Clears what is remembered in a file, and says how much that was."""
+    with closing(memory(file)) as verdicts:
+        verdicts.execute("PRAGMA secure_delete=ON")
+        return verdicts.execute("DELETE FROM verdicts").rowcount
 
 
 def memory(file: Path) -> sqlite3.Connection:

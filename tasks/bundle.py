@@ -17,7 +17,7 @@ from data.bundle import Manifest, refuse
 from data.embedding import Embedder
 from data.lease import DELETING, lease
 from data.ledger import Ledger
-from data.records import Decision, IndexVersion, Model, Release, Snapshot, Sources, as_json, digest
+from data.records import Decision, Guard, IndexVersion, Model, Release, Snapshot, Sources, as_json, digest
 from data.remote import is_remote
 from data.sources import files as local_files
 from serving import rag
@@ -26,7 +26,7 @@ from serving.engine.models import written_whole
 from serving.engine.safety import check_adapter, files
 from serving.engine.weights import read_json
 from settings import settings
-from tasks.evaluate import changed_parts
+from tasks.evaluate import kind_of
 from tasks.index import in_use
 from tasks.publish import card
 
@@ -107,19 +107,22 @@ def model_files(model: Model) -> dict[str, Path]:
 
 
 def admit(
-    ledger: Ledger, file: Path, embedder: Embedder, sources: Sources | None = None
+    ledger: Ledger, file: Path, embedder: Embedder, sources: Sources | None = None, own_guard: bool = False
 ) -> tuple[Release, str, Snapshot]:
     """Takes a bundle in: its release, recorded under the id it has where it comes from and served by nothing yet, the
     kind of candidate it is here, and its snapshot.
 
-    `sources`: where the documents of an assistant that is new here are; by default where the bundle says. Raises
-    ValueError for whatever is wrong with the bundle, with what to do, and leaves nothing of it behind.
+    `sources`: where the documents of an assistant that is new here are; by default where the bundle says. `own_guard`:
+    whether its limits may be looser than the usual ones. Raises ValueError for whatever is wrong with the bundle, with
+    what to do, and leaves nothing of it behind.
     """
     manifest = bundle.read_manifest(file)
     release = manifest.release
     name, routing = release.assistant, ledger.live().get(release.assistant)
-    kind = kind_here(release, routing.live if routing else None)
+    kind = kind_of(release, routing.live if routing else None)
     _check_fit(manifest, file, embedder)
+    if not own_guard and (looser := _looser(release.guard)):
+        raise refuse(file, f"is served with a looser guard than is usual ({looser[0]})", "say --own-guard to allow it")
     if routing is None:
         sources = _reachable(sources or manifest.sources, file)
     settings().models.mkdir(parents=True, exist_ok=True)
@@ -146,14 +149,6 @@ def admit(
     return placed, kind, snapshot
 
 
-def kind_here(candidate: Release, live: Release | None) -> str:
-    """What kind of candidate a release is against what is live here, whatever the bundle calls it."""
-    if live is None:
-        return "bootstrap"
-    changed = changed_parts(candidate, live)
-    return "tuned" if "model" in changed else "reindex" if changed <= {"index"} else "reprompt"
-
-
 def _check_fit(manifest: Manifest, file: Path, embedder: Embedder) -> None:
     """Refuses what could not be served here whatever the files are."""
     model, retrieval = manifest.release.model, manifest.release.retrieval
@@ -171,6 +166,14 @@ def _check_fit(manifest: Manifest, file: Path, embedder: Embedder) -> None:
         wanted |= {"base/config.json"}
     if missing := wanted - manifest.names:
         raise refuse(file, f"lacks {sorted(missing)[0]}", bundle.AGAIN)
+
+
+def _looser(guard: Guard) -> list[str]:
+    """What a guard allows beyond the usual one."""
+    usual = Guard()
+    limits = ("max_question_characters", "max_messages", "max_new_tokens")
+    found = [f"{name} {getattr(guard, name)}" for name in limits if getattr(guard, name) > getattr(usual, name)]
+    return found + ["its log is not redacted"] * (usual.redact_log and not guard.redact_log)
 
 
 def _reachable(wanted: Sources, file: Path) -> Sources:

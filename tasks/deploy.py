@@ -74,25 +74,29 @@ def ask(assistant: str, question: str, release: str | None = None, source: str =
 def warm(release: Release) -> None:
     """Start the release's artifact beside the live ones and wait until it generates; retire what is no longer needed.
 
-    Every live artifact stays, and besides those the candidate and the artifact that was live before.
+    The candidate stays and, of its assistant, the artifact that was live before.
     """
     from serving import replica
 
     ledger = Ledger(settings().ledger)
     connect()
     replica.deploy(release.model)
-    keep = {release.model.sha256[:12]}
+    keep = in_use(ledger) | {release.model.sha256[:12]}
+    previous = [ledger.release(accepted) for accepted in ledger.accepted_releases(release.assistant)[:8]]
+    others = [p.model.sha256[:12] for p in previous if p.model.sha256[:12] not in keep]
+    for sha in replica.running() - keep - set(others[:1]):
+        replica.delete(sha)
+
+
+def in_use(ledger: Ledger) -> set[str]:
+    """The artifacts (first 12 digits of their sha256) that answer users of any assistant, or are about to."""
+    keep = set()
     for name, routing in ledger.live().items():
         keep |= {r.model.sha256[:12] for r in (routing.live, routing.canary, routing.b) if r}
-        if name == release.assistant:
-            previous = [ledger.release(accepted) for accepted in ledger.accepted_releases(name)[:8]]
-            others = [p.model.sha256[:12] for p in previous if p.model.sha256[:12] not in keep]
-            keep |= set(others[:1])
         for row in ledger.decisions(name, "gate", 5):  # a candidate that is in its smoke query or canary just now
             if row["verdict"] in ("promote", "bootstrap") and time.time() - row["at"] < 1800:
                 keep.add(ledger.release(row["release"]).model.sha256[:12])
-    for sha in replica.running() - keep:
-        replica.delete(sha)
+    return keep
 
 
 def smoke(release: Release, question: str, patience_s: float = 60) -> str:

@@ -264,6 +264,14 @@ def changed_parts(candidate: Release, champion: Release | None) -> set[str]:
     return parts | ({"index"} if content[0] != content[1] else set())
 
 
+def kind_of(candidate: Release, champion: Release | None) -> str:
+    """What kind of candidate a release is against what is live, whatever it was made as."""
+    if champion is None:
+        return "bootstrap"
+    changed = changed_parts(candidate, champion)
+    return "tuned" if "model" in changed else "reindex" if changed <= {"index"} else "reprompt"
+
+
 def about(
     candidate: Release, champion: Release | None, snapshot: Snapshot, golden: Sequence[GoldenQuestion], suite: Suite
 ) -> dict:

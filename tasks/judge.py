@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from data.records import Record, digest
 from settings import settings
-from tasks.bill import FRESH, Bill, Door, memory
+from tasks.bill import FRESH, REMEMBERED, Bill, Door, forget, memory
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -133,8 +133,7 @@ class Judge:
 
     def forget(self) -> None:
         """Leave out of memory what was said so far: another model may answer at the address now."""
-        with closing(memory(self.remembers)) as verdicts:
-            verdicts.execute("DELETE FROM verdicts")
+        forget(self.remembers)
 
     def verdicts(self, items: Sequence[Judgeable], fresh: bool = False) -> list[float]:
         """1 right, 0 wrong, NaN unmeasured, in the order of `items`; `fresh` asks again what is remembered."""
@@ -187,7 +186,7 @@ def configured() -> Judge | None:
     if not chosen.judge_model:
         raise ValueError(f"PERENNIAL_JUDGE_URL is {chosen.judge_url}; name its model in PERENNIAL_JUDGE_MODEL")
     bill = Bill(chosen.judge_budget, chosen.judge_price_input, chosen.judge_price_output)
-    where = chosen.home / "verdicts.db"
+    where = chosen.home / REMEMBERED
     key = chosen.judge_key or "none"
     asked = (chosen.judge_url, chosen.judge_model, key, chosen.judge_timeout_s)
     return Judge(*asked, bill, where, chosen.judge_fields)

@@ -39,14 +39,16 @@ def find(ledger: Ledger, assistant: str | None, named: str, served: Prompt) -> P
     """The prompt that `named` names: a release id, the number of a registered version, or a file of other texts than
     those of `served`.
 
-    Raises KeyError for an unknown release or version, ValueError for a number without an assistant.
+    The worked examples of another assistant's release stay with it. Raises KeyError for an unknown release or version,
+    ValueError for a number without an assistant and a version that is no chat prompt.
     """
     if named.startswith("rel-"):
-        return ledger.release(named).prompt
+        found = ledger.release(named)
+        return found.prompt if assistant in (None, found.assistant) else replace(found.prompt, shots=())
     if named.isdigit():
         if assistant is None:
             raise ValueError(f"version {named} of which assistant's prompt? Give --assistant")
-        return registry.prompt(assistant, int(named))
+        return registry.prompt(assistant, int(named), served)
     return read_file(named, served)
 
 

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -229,10 +230,11 @@ def prompt_version(assistant: str, prompt: Prompt) -> None:
     mlflow.genai.register_prompt(name=name, template=template, commit_message=digest(sha)[:8], tags=tags)
 
 
-def prompt(assistant: str, version: int) -> Prompt:
+def prompt(assistant: str, version: int, served: Prompt) -> Prompt:
     """A registered version of an assistant's prompt, without worked examples: those are chosen for a release.
 
-    Raises KeyError when there is no such version.
+    What a version does not say, such as one made in MLflow's own page, is as in `served`. Raises KeyError when there is
+    no such version, ValueError when its template is not a system and a user message.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -245,9 +247,12 @@ def prompt(assistant: str, version: int) -> Prompt:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise KeyError(f"{name} has no version {version} in the prompt registry at {settings().mlflow}") from None
-    texts = {message["role"]: message["content"] for message in found.template}
-    kept = {tag: found.tags[tag] for tag in ("passage", "abstain", "chat")}
-    return Prompt(system=texts["system"], user=texts["user"], **kept)
+    messages = found.template if isinstance(found.template, list) else []
+    texts = {message["role"]: message["content"] for message in messages}
+    if not {"system", "user"} <= texts.keys():
+        raise ValueError(f"version {version} of {name} is no chat prompt of a system and a user message; register one")
+    kept = {tag: text for tag, text in (found.tags or {}).items() if tag in ("passage", "abstain", "chat")}
+    return replace(served, system=texts["system"], user=texts["user"], shots=(), **kept)
 
 
 def forget(assistant: str) -> int:

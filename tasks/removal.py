@@ -17,7 +17,7 @@ from data.requests import RequestLog
 from data.tables import assistants, metadata, outbox, releases, reports
 from serving.cache import AnswerCache
 from settings import settings
-from tasks import registry
+from tasks import bill, registry
 
 MODELS = ("tuned", "imported")
 """The folders of models that are made or taken in for an assistant; base models belong to nobody."""
@@ -27,8 +27,9 @@ def remove(ledger: Ledger, name: str) -> dict[str, int]:
     """Deletes everything of an assistant that is on this machine, and says how much of what.
 
     What another assistant's releases are served from stays. Raises KeyError for an unknown name, ValueError while a
-    flow run holds one of its remedies, TimeoutError while its index is being written, and ConnectionError when MLflow
-    does not answer; after the last two, and after a kill, deleting again goes on.
+    flow run holds one of its remedies (a lifecycle or split-start under way holds none: let it end first), TimeoutError
+    while its index is being written, and ConnectionError when MLflow does not answer; after the last two, and after a
+    kill, deleting again goes on.
     """
     ledger.assistant(name)
     _stop(ledger, name)
@@ -46,6 +47,7 @@ def remove(ledger: Ledger, name: str) -> dict[str, int]:
     gone["logged requests"] = log.delete_assistant(name)
     log.close()
     gone["kept answers of all assistants"] = AnswerCache().clear()
+    gone["kept replies of the judge about all assistants"] = bill.forget(settings().home / bill.REMEMBERED)
     return gone | _delete_rows(ledger, name, mine)
 
 

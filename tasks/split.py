@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from data import feedback
+from data import feedback, quarantine
 from data.ledger import Ledger
 from data.records import Record
 from data.requests import RequestLog, asker
@@ -110,12 +110,11 @@ def compare(book: Ledger, log: RequestLog, split: Split, now: float) -> Compared
 
 
 def compared(scores: Iterable[Score], split: Split, plan: Plan, now: float) -> Difference:
-    arms = units(scores, plan.hours, now)
-    return betting.compare(arms["a"], arms["b"], split.share, plan.alpha)
+    return betting.compare(units(scores, plan.hours, now), split.share, plan.alpha)
 
 
-def units(scores: Iterable[Score], hours: float, now: float) -> dict[str, list[float]]:
-    """One value a user in each arm, in the order in which they were complete: `hours` after the user's first score.
+def units(scores: Iterable[Score], hours: float, now: float) -> list[tuple[str, float]]:
+    """Arm and value of each user, in the order in which they were complete: `hours` after the user's first score.
 
     The value is the mean over the user's answers of what was known by then, of one answer a label before a rating and
     a later one before an earlier one. What comes after is left out, so that no value changes once it was looked at.
@@ -131,7 +130,7 @@ def units(scores: Iterable[Score], hours: float, now: float) -> dict[str, list[f
             values = {score.response: score.value for score in ordered}
             complete.append((closed, arm, sum(values.values()) / len(values)))
     complete.sort(key=lambda unit: unit[0])
-    return {side: [value for _, arm, value in complete if arm == side] for side in "ab"}
+    return [(arm, value) for _, arm, value in complete]
 
 
 # --- scores -----------------------------------------------------------------------------------
@@ -156,7 +155,7 @@ def answered(rows: Iterable[dict]) -> list[dict]:
 def said(book: Ledger, split: Split, answers: Iterable[dict]) -> Iterable[Score]:
     """What people made of the answers: reviewers' labels, and the ratings of whoever asked.
 
-    A rating by somebody else, of a discarded feedback or of one that was withdrawn, does not count.
+    A rating by somebody else, one that is set aside, of a discarded feedback or withdrawn, does not count.
     """
     about = {row["response"]: row for row in answers}
     rows = {row["seq"]: row for row in book.feedback(split.assistant) if row["response"] in about}
@@ -171,10 +170,10 @@ def said(book: Ledger, split: Split, answers: Iterable[dict]) -> Iterable[Score]
     mine = (reviews.c.assistant == split.assistant, reviews.c.kind == feedback.KIND, reviews.c.verdict == "discarded")
     out = {int(row["subject"]) for row in book.rows(sa.select(reviews.c.subject).where(*mine))}
     out |= feedback.withdrawn(book, split.assistant).keys()
-    for seq, row in rows.items():
+    for row in quarantine.counted(book, split.assistant, rows.values()):
         answer = about[row["response"]]
         own = (row["owner"], row["user"]) == (answer["owner"], answer["user"])
-        if row["rating"] and own and seq not in out:
+        if row["rating"] and own and row["seq"] not in out:
             yield score(row, RATING, (row["rating"] + 1) / 2, row["at"])
 
 

@@ -4,6 +4,7 @@ import json
 import sqlite3
 import threading
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,34 @@ def test_a_home_that_is_in_use_is_not_written_over(home, tmp_path):
         backup.restore(tmp_path / "backup")
     with pytest.raises(FileExistsError, match="name a new folder"):
         backup.backup(tmp_path / "backup")
+
+
+def test_a_mount_point_is_refused_before_anything_is_copied(home, tmp_path, monkeypatch):
+    backup.backup(tmp_path / "backup")
+    monkeypatch.setattr(backup, "_copied", None)
+    with homes.at(tmp_path / "volume") as chosen:
+        monkeypatch.setattr(Path, "is_mount", lambda path: path == chosen.home)
+        with pytest.raises(ValueError, match=r"is a mount point.*a folder in it"):
+            backup.restore(tmp_path / "backup")
+
+
+def test_a_version_that_is_written_while_files_are_listed_is_copied_whole(home, tmp_path, monkeypatch):
+    walk, made = backup.os.walk, []
+
+    def manifests_last(top, **how):
+        folders = sorted(walk(top, **how), key=lambda one: one[0].endswith(backup.MANIFESTS))
+        for folder, inner, _ in folders:
+            if folder.endswith(backup.MANIFESTS) and not made:
+                made.append(homes.index([*homes.TEXTS, "written meanwhile"]))
+            yield folder, inner, sorted(path.name for path in Path(folder).iterdir() if path.is_file())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backup.os, "walk", manifests_last)
+        said = backup.backup(tmp_path / "backup")
+    assert any(backup.MANIFESTS in file.name for file in said.files)
+    with homes.at(tmp_path / "new") as chosen:
+        backup.restore(tmp_path / "backup")
+        store.open_index(replace(made[0], uri=str(chosen.store))).verify()
 
 
 def test_state_on_other_servers_is_refused_without_showing_its_password(home, monkeypatch, tmp_path):

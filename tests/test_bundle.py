@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data import bundle, feedback, snapshots, store
-from data.records import Prompt, Release, Retrieval, Shot, Sources, as_json
+from data.records import Chunk, Guard, Prompt, Release, Retrieval, Shot, Sources, as_json
 from serving.engine import bases, verify_model
 from tasks import bundle as carried
+from tasks.evaluate import kind_of
 from tests import homes
 
 Members = dict[str, bytes]
@@ -142,7 +143,7 @@ def test_a_candidate_is_of_the_kind_of_what_differs_from_what_is_live(change, ki
     live = staged[1]
     body = as_json(live)
     other = Release.of(body | {part: body[part] | values for part, values in change.items()})
-    assert carried.kind_here(other, live) == kind
+    assert kind_of(other, live) == kind
 
 
 def test_the_scores_of_the_bundle_are_no_evaluation_of_this_machine(staged, production):
@@ -215,6 +216,32 @@ def test_a_release_that_shows_a_withdrawn_worked_example_is_not_exported(staged,
         feedback.withdraw(book, homes.NAME, "wrong", "ops", seqs=[number])
         with pytest.raises(ValueError, match=r"a worked example of .* was withdrawn"):
             carried.export(book, homes.NAME, taught.id, tmp_path / "b")
+
+
+def test_a_release_whose_worked_examples_show_deleted_text_is_not_exported(staged, tmp_path):
+    home, release, _ = staged
+    shot = Shot("how long?", "30 days", Chunk("gone", "d.md", "A", "B", "h", "30 days"), 1)
+    shown = replace(release, prompt=replace(release.prompt, shots=(shot,)))
+    with homes.at(home):
+        book = homes.ledger()
+        book.add_release(shown, "reprompt", release.id, book.release_row(release.id)["snapshot"])
+        book.bury(homes.NAME, {"gone"}, set())
+        with pytest.raises(ValueError, match=r"a worked example of .* deleted since; reprompt"):
+            carried.export(book, homes.NAME, shown.id, tmp_path / "b")
+        book.bury(homes.NAME, set(), {"gone"})
+
+
+def test_a_bundle_with_a_looser_guard_is_refused_unless_a_person_allows_it(staged, production, made, tmp_path):
+    home, release, _ = staged
+    loose = replace(release, guard=Guard(max_new_tokens=4096))
+    with homes.at(home):
+        book = homes.ledger()
+        book.add_release(loose, "reprompt", release.id, book.release_row(release.id)["snapshot"])
+        carried.export(book, homes.NAME, loose.id, tmp_path / "b")
+    homes.live(made, production / "documents", texts=homes.TEXTS[:2])
+    with pytest.raises(ValueError, match=r"looser guard than is usual \(max_new_tokens 4096\); say --own-guard"):
+        admit(tmp_path / "b")
+    assert carried.admit(homes.ledger(), tmp_path / "b", homes.Embed(), own_guard=True)[0].guard == loose.guard
 
 
 def test_an_assistant_new_here_needs_documents_that_are_here(staged, production, tmp_path):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from data import splits
 from tasks import deploy
 from tasks.deploy import Canary
 from tests.ledgers import accept, go_live, new_ledger, release
@@ -84,6 +85,18 @@ def test_a_quiet_canary_replays_as_many_questions_as_were_asked_for(place):
     row = ledger.decisions("wiki", "canary")[0]
     assert (row["verdict"], row["body"]["canary"], row["body"]["requests"]) == ("held", "replay", 10)
     assert endpoint.asked == 10
+
+
+def test_artifacts_of_canaries_and_split_tests_are_in_use_as_live_ones_are(tmp_path):
+    ledger, live, b, canary = new_ledger(tmp_path, "wiki"), release(model="a"), release(model="c"), release(model="d")
+    go_live(ledger, live)
+    for each in (b, canary, release(model="e")):
+        accept(ledger, each)
+    splits.start(ledger, "wiki", live.id, b.id, 0.5, {})
+    ledger.set_canary("wiki", canary.id, 0.1)
+    with ledger.write() as c:  # an hour ago: nothing is about to go live
+        c.exec_driver_sql("UPDATE decisions SET at = at - 3600")
+    assert deploy.in_use(ledger) == {digit * 12 for digit in "acd"}
 
 
 def test_rollback_takes_the_release_before_over_the_live_index(tmp_path):

@@ -3,6 +3,7 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,7 +35,7 @@ class Index:
 @pytest.fixture
 def endpoint(monkeypatch):
     made, index = Endpoint.__new__(Endpoint), Index()
-    monkeypatch.setattr(store, "open_index", lambda record: index)
+    monkeypatch.setattr(store, "open_index", cache(lambda record: index))
     made.embedder = SimpleNamespace(sha256="emb", embed=lambda texts: np.ones((len(texts), 4), np.float32))
     made.threads = ThreadPoolExecutor(1)
     routing = SimpleNamespace(live=LIVE)
@@ -81,7 +82,7 @@ def test_a_damaged_index_or_a_dead_router_is_unhealthy(endpoint):
 def test_an_earlier_index_stands_in_for_a_damaged_one_of_a_live_release_only(endpoint, monkeypatch):
     earlier, damaged, whole = replace(LIVE, index=replace(LIVE.index, version=LIVE.index.version + 1)), Index(), Index()
     damaged.broken = store.IndexDamaged("gone")
-    monkeypatch.setattr(store, "open_index", lambda record: whole if record == earlier.index else damaged)
+    monkeypatch.setattr(store, "open_index", cache(lambda record: whole if record == earlier.index else damaged))
     with pytest.raises(store.IndexDamaged):
         endpoint.warm(LIVE)
     endpoint.ledger = SimpleNamespace(
@@ -95,6 +96,17 @@ def test_an_earlier_index_stands_in_for_a_damaged_one_of_a_live_release_only(end
     for attempt in (endpoint.warm, lambda release: endpoint.find(release, "canary", "", frozenset())):
         with pytest.raises(store.IndexDamaged):
             attempt(candidate)
+
+
+def test_an_index_that_was_deleted_and_built_anew_is_opened_anew(endpoint, monkeypatch):
+    built = [Index()]
+    monkeypatch.setattr(store, "open_index", cache(lambda record: built[-1]))
+    for read in (endpoint.warm, lambda release: endpoint.find(release, "how long?", "", frozenset())):
+        read(LIVE)
+        built[-1].broken = store.IndexDamaged("its files are gone")
+        built.append(Index())
+        read(LIVE)
+    assert built[-1].asked == ["how long?"]
 
 
 def test_a_section_is_read_as_far_as_its_asker_may_see_it(endpoint):

@@ -42,11 +42,13 @@ def test_what_was_backed_up_is_restored_in_an_empty_home_and_named(home, run, tm
 
 
 def test_an_assistant_is_deleted_only_when_one_is_sure(home, run, capsys):
-    with pytest.raises(SystemExit, match=r"deletes 'handbook' for good.*--yes"):
+    with pytest.raises(SystemExit, match=r"deletes 'handbook' for good.*let it end first.*--yes"):
         run("delete", homes.NAME)
     assert homes.ledger().live()[homes.NAME].live
     run("delete", homes.NAME, "--yes")
-    assert "deleted: 1 releases" in capsys.readouterr().out and homes.ledger().assistants() == []
+    said = capsys.readouterr().out
+    assert "deleted: 1 releases" in said and f"mlflow gc --backend-store-uri sqlite:///{home}/mlflow.db" in said
+    assert homes.ledger().assistants() == []
     with pytest.raises(SystemExit, match="no assistant 'handbook'"):
         run("delete", homes.NAME)
 

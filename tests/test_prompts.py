@@ -1,8 +1,10 @@
 """Prompts are read from files, releases and MLflow's registry, and compared line by line."""
 
+from dataclasses import replace
+
 import pytest
 
-from data.records import Prompt
+from data.records import Chunk, Prompt, Shot
 from flows import split
 from settings import settings
 from tasks import prompts, registry
@@ -51,6 +53,16 @@ def test_the_command_shows_the_difference_of_a_release_and_a_file(tmp_path, caps
     assert capsys.readouterr().out == "the same prompt\n"
 
 
+def test_worked_examples_of_another_assistant_stay_with_it(tmp_path):
+    book, shot = new_ledger(tmp_path, "wiki", "other"), Shot("q", "a", Chunk("c", "d.md", "A", "B", "h", "text"), 1)
+    theirs = replace(release("other"), prompt=Prompt(system="Other.", shots=(shot,)))
+    book.add_release(theirs, "reprompt", None, {})
+    assert prompts.find(book, "wiki", theirs.id, SERVED) == Prompt(system="Other.")
+    assert (
+        prompts.find(book, "other", theirs.id, SERVED) == prompts.find(book, None, theirs.id, SERVED) == theirs.prompt
+    )
+
+
 def test_a_number_needs_an_assistant(tmp_path):
     with pytest.raises(ValueError, match="--assistant"):
         prompts.find(new_ledger(tmp_path), None, "3", SERVED)
@@ -68,6 +80,15 @@ def test_a_registered_prompt_comes_back_as_it_was_and_a_version_that_is_not_ther
     )
     for each in (first, second, first):
         registry.prompt_version("wiki", each)
-    assert [registry.prompt("wiki", version) for version in (1, 2)] == [first, second]
+    assert [registry.prompt("wiki", version, SERVED) for version in (1, 2)] == [first, second]
+    system, user = {"role": "system", "content": "By hand."}, {"role": "user", "content": "{passages} {question}"}
+    mlflow.genai.register_prompt(name="other-prompt", template=[system, user])
+    by_hand = registry.prompt("other", 1, SERVED)
+    assert by_hand == Prompt(system="By hand.", user="{passages} {question}", chat="llama")
+    mlflow.genai.register_prompt(name="other-prompt", template=[user])
+    mlflow.genai.register_prompt(name="text-prompt", template="Answer {{question}}")
+    for name, version in (("other", 2), ("text", 1)):
+        with pytest.raises(ValueError, match="no chat prompt of a system and a user message"):
+            registry.prompt(name, version, SERVED)
     with pytest.raises(KeyError, match="wiki-prompt has no version 3"):
         prompts.find(new_ledger(tmp_path), "wiki", "3", SERVED)

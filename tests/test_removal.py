@@ -19,6 +19,7 @@ from serving.engine import verify_model
 from serving.router import NoRelease, Router
 from settings import settings
 from tasks import registry, removal
+from tasks.bill import REMEMBERED, memory
 from tests import homes
 
 OTHER = "handbook-2"
@@ -80,6 +81,8 @@ def home(made, mlflow, tmp_path):
             book.open_remedy(name, "reindex", "changed", {})
             book.store_signals(name, {"stale": {"n": 1}})
         log.close()
+        with closing(memory(chosen.home / REMEMBERED)) as verdicts:
+            verdicts.execute("INSERT INTO verdicts VALUES ('digest', 'a reply about a secret')")
         AnswerCache().write({"k": Generation("text", 1, 1, "stop", 0.0, 0.0)})
         yield chosen.home
 
@@ -103,7 +106,8 @@ def test_everything_of_an_assistant_is_deleted_and_nothing_of_another(home):
     log = RequestLog(settings().requests)
     assert log.find(f"r-{homes.NAME}") is None and log.find(f"r-{OTHER}")
     log.close()
-    assert AnswerCache().read(["k"]) == {}
+    assert AnswerCache().read(["k"]) == {} and b"a reply about" not in (home / REMEMBERED).read_bytes()
+    assert said["kept replies of the judge about all assistants"] == 1
     # Locks stay: a writer that has lost its right is told by the number in them
     files = [path for path in home.rglob("*") if path.parent.name != "leases"]
     named = [path for path in files if homes.NAME in path.name and OTHER not in path.name]

@@ -27,6 +27,7 @@ def release(name: str, assistant: str = "helpdesk") -> Release:
 
 
 ONE, TWO, THREE = release("one"), release("two"), release("three")
+OTHER = release("other", "other")
 
 
 class Ledger:
@@ -35,6 +36,7 @@ class Ledger:
     def __init__(self, *routings: Routing):
         self.routings = {routing.assistant: routing for routing in routings}
         self.buried: dict[str, frozenset[str]] = {}
+        self.releases = {r.id: r for r in (ONE, TWO, THREE)}
         self.down = False
         self.tombstone_reads = 0
 
@@ -47,7 +49,7 @@ class Ledger:
         self.routings[routing.assistant] = routing
 
     def release(self, release_id):
-        return {r.id: r for r in (ONE, TWO, THREE)}[release_id]
+        return self.releases[release_id]
 
     def tombstones(self, assistant):
         self.tombstone_reads += 1
@@ -63,6 +65,21 @@ def test_requests_follow_the_live_pointer_after_the_next_look():
     assert router.resolve("helpdesk", "ann") == (ONE, "live")
     router.poll()
     assert router.resolve("helpdesk", "ann") == (TWO, "live")
+
+
+def test_a_new_assistant_of_a_deleted_ones_name_is_read_and_warmed_again():
+    warmed, ledger = [], Ledger(Routing("helpdesk", ONE, 1), Routing("other", OTHER, 1))
+    router = Router(ledger, warmed.append)
+    router.poll()
+    router.resolve("helpdesk", "ann", pinned=ONE.id)
+    del ledger.routings["helpdesk"]
+    router.poll()
+    moved = replace(ONE, model=replace(ONE.model, uri="elsewhere"))
+    ledger.set(Routing("helpdesk", moved, 1))
+    ledger.releases[ONE.id] = moved
+    router.poll()
+    assert [release.model.uri for release in warmed] == ["m.gguf", "m.gguf", "elsewhere"]
+    assert router.resolve("helpdesk", "ann", pinned=ONE.id)[0].model.uri == "elsewhere"
 
 
 def test_an_unreadable_ledger_leaves_the_last_routing():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from data import feedback, splits
+from data import feedback, quarantine, splits
 from data.records import as_json
 from data.requests import Logged, RequestLog
 from serving.keys import Key, create
@@ -103,7 +103,7 @@ def test_a_reviewed_label_goes_before_the_rating_and_a_later_rating_before_an_ea
     place.rate(rated, 1, user="eve")
     assert place.scores(LABEL) == {("/eve", labelled, LABEL): 0.0}
     people = [one for one in place.seen if one.kind != LIVE]
-    assert len(people) == 4 and units(people, 1.0, place.test.started + 9 * HOUR) == {"a": [0.5], "b": []}
+    assert len(people) == 4 and units(people, 1.0, place.test.started + 9 * HOUR) == [("a", 0.5)]
 
 
 def test_an_accepted_edit_is_a_wrong_answer(place):
@@ -119,6 +119,15 @@ def test_discarded_and_withdrawn_ratings_do_not_count(place):
     feedback.review_feedback(place.book, one, "discarded", "ada")
     feedback.withdraw(place.book, "wiki", "a flood", "ada", seqs=[other])
     assert place.scores(RATING) == {}
+
+
+def test_ratings_that_are_set_aside_do_not_count_until_they_are_given_back(place):
+    for name in ("eve", "max"):
+        place.rate(place.ask("a", name), 1, user=name)
+    quarantine.set_aside(place.book, "wiki", [f"{quarantine.KEYLESS}eve"], "a flood")
+    assert {asker for asker, *_ in place.scores(RATING)} == {"/max"}
+    quarantine.give_back(place.book, "wiki", f"{quarantine.KEYLESS}eve", "ada")
+    assert len(place.scores(RATING)) == 2
 
 
 def test_live_quality_is_grounding_and_nothing_for_an_abstention_that_was_right(place):
@@ -142,15 +151,15 @@ def score(user, value, hours, arm="a", response=None, kind=RATING):
 
 def test_a_user_counts_once_with_the_mean_of_their_first_hours():
     scores = [score("u", 1.0, 0.0), score("u", 0.0, 0.5), score("u", 0.0, 1.5), score("v", 1.0, 0.2, "b")]
-    assert units(scores, 1.0, 2 * HOUR) == {"a": [0.5], "b": [1.0]}
+    assert units(scores, 1.0, 2 * HOUR) == [("a", 0.5), ("b", 1.0)]
 
 
 def test_a_user_whose_hours_are_not_over_waits_and_then_nothing_moves_them():
     scores = [score("u", 1.0, 0.0), score("v", 0.0, 0.5)]
-    assert units(scores, 1.0, 0.9 * HOUR) == {"a": [], "b": []}
-    assert units(scores, 1.0, 1.0 * HOUR) == {"a": [1.0], "b": []}
+    assert units(scores, 1.0, 0.9 * HOUR) == []
+    assert units(scores, 1.0, 1.0 * HOUR) == [("a", 1.0)]
     late = [*scores, score("u", 0.0, 1.1), score("u", 0.0, 1.2, response="u 0.0", kind=LABEL)]
-    assert units(late, 1.0, 9 * HOUR) == {"a": [1.0, 0.0], "b": []}
+    assert units(late, 1.0, 9 * HOUR) == [("a", 1.0), ("a", 0.0)]
 
 
 def test_many_answers_of_one_user_are_one_voice(place):

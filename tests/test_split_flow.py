@@ -7,6 +7,7 @@ import pytest
 from prefect.states import Completed, Failed
 
 from data import splits
+from data.lease import lease
 from data.ledger import NotAccepted
 from data.records import Decision, Prompt, Retrieval, Snapshot, as_json
 from data.requests import Logged, RequestLog
@@ -157,6 +158,15 @@ def test_a_release_that_was_live_before_needs_no_second_gate(place):
     assert place.done == ["warm", "smoke"] and place.running()[0].b == LIVE.id
 
 
+def test_a_second_test_is_refused_before_anything_is_judged(place):
+    place.start()
+    done = list(place.done)
+    place.prompt.write_text(json.dumps({"system": "Answer at length."}))
+    with pytest.raises(ValueError, match="is running"):
+        place.start()
+    assert place.done == done
+
+
 def test_a_test_longer_than_the_request_log_is_kept_is_refused(place):
     with pytest.raises(ValueError, match="longer than requests are kept"):
         place.start(plan=Plan(days=30))
@@ -207,9 +217,52 @@ def test_a_promotion_that_broke_off_is_tried_again_without_a_second_verdict(plac
     place.canary = "lost"
     assert split.look.fn().data == {"wiki": "b is not live yet: Ray is away"}
     assert place.running()[0].verdict == "b"
+    split.look.fn()
+    assert [told for told in place.told if "tried again" in told] == [
+        "b is not live yet: Ray is away; it is tried again"
+    ]
     place.canary = "held"
     assert split.look.fn().data == {"wiki": "b went live"}
-    assert place.verdicts() == ["b", "started"]
+    assert place.verdicts() == ["delayed", "b", "started"]
+
+
+def test_a_better_b_that_never_gets_live_is_refused_when_the_days_are_over(place):
+    place.start()
+    place.say(likes="b")
+    place.canary = "lost"
+    split.look.fn()
+    with place.book.write() as c:
+        c.exec_driver_sql("UPDATE splits SET started = started - 14 * 86400")
+    assert split.look.fn().data == {"wiki": "refused"} and place.running() == []
+    assert place.verdicts() == ["refused", "delayed", "b", "started"] and "Ray is away" in place.told[-1]
+
+
+def test_a_better_b_that_a_person_stops_on_its_way_stays_stopped(place, monkeypatch):
+    def stopped(candidate, *_, return_state):
+        split.end(place.book, "wiki", "eve")
+        return Failed(message="the live pointer moved")
+
+    place.start()
+    place.say(likes="b")
+    monkeypatch.setattr(lifecycle, "release", stopped)
+    assert split.look.fn().data == {"wiki": "ended"}
+    assert place.verdicts() == ["stopped", "b", "started"] and not any("tried again" in told for told in place.told)
+
+
+def test_a_better_b_is_judged_as_what_it_is_against_what_is_live(place):
+    go_live(place.book, release(model="c"))
+    with place.book.write() as c:
+        c.exec_driver_sql("UPDATE releases SET kind = 'bootstrap', snapshot = ?", (json.dumps(SNAPSHOT),))
+    place.start(prompt=None, release=LIVE.id)
+    place.say(likes="b")
+    split.look.fn()
+    assert place.done[-1] == "release tuned"
+
+
+def test_one_look_at_a_time(place):
+    with lease("split"):
+        assert split.look.fn().name == "Busy"
+    assert split.look.fn().name == "Looked"
 
 
 def test_a_paused_assistant_is_left_alone(place):

@@ -96,6 +96,22 @@ def test_a_better_b_keeps_its_users_until_it_is_live_and_then_the_test_is_over(l
     assert [row["verdict"] for row in ledger.decisions("wiki", "split")] == ["b", "started"]
 
 
+def test_a_better_b_that_is_overtaken_before_it_is_live_says_so(ledger):
+    splits.decide(ledger, start(ledger), "b", "better", {})
+    go_live(ledger, C)
+    assert splits.of(ledger, "wiki")[0].verdict == "overtaken"
+    assert [row["verdict"] for row in ledger.decisions("wiki", "split")] == ["overtaken", "b", "started"]
+
+
+def test_a_better_b_that_was_stopped_on_its_way_does_not_go_live(ledger):
+    test, seq = start(ledger), ledger.assistant("wiki")["live_seq"]
+    splits.decide(ledger, test, "b", "better", {})
+    splits.decide(ledger, test, "stopped", "by eve", {})
+    with pytest.raises(PointerMoved):
+        ledger.promote("wiki", B.id, seq)
+    assert ledger.live()["wiki"].live == A
+
+
 @pytest.mark.parametrize("kind", ["promotion", "rollback"])
 def test_a_test_ends_by_itself_when_the_live_pointer_moves_away(ledger, kind):
     go_live(ledger, C)

@@ -34,6 +34,16 @@ def test_too_little_disk_is_said_in_figures(monkeypatch):
         stack.check_machine()
 
 
+def test_a_newer_version_brings_the_ledger_of_a_running_stack_up_to_date(monkeypatch):
+    done = []
+    monkeypatch.setattr("data.ledger.migrate", lambda url: done.append("migrated"))
+    monkeypatch.setattr(stack, "running", lambda: True)
+    monkeypatch.setattr(stack, "wait_for", done.append)
+    monkeypatch.setattr(stack, "deploy_flows", lambda: done.append("deployed"))
+    stack.start()
+    assert done == ["migrated", "prefect", "mlflow", "ray", "endpoint", "deployed"]
+
+
 def test_a_long_home_gets_a_short_socket_folder():
     long = Path("/tmp") / ("x" * 60)
     assert len(str(stack.short(long))) < 36
