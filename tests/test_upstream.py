@@ -14,11 +14,14 @@ from serving.engine import Unavailable, bases, open_engine, upstream, verify_mod
 from serving.engine.upstream import UpstreamEngine, address, upstream_model
 from settings import Settings
 from tasks.finetune import finetune
+from tests.elsewhere import Elsewhere
 from tests.fake_upstream import Reply, in_turn, serve
 
 KEY = "sk-of-the-upstream"
 PROMPT = rag.build_prompt(Prompt(chat="messages"), "How many days?", [])
 GREEDY = Decoding(max_new_tokens=8)
+INDEX = IndexVersion("a", "uri", "t", 1, "sum", "emb", "chunk", 1, 1, "snap")
+FILTERED = Reply(status=400, message="The prompt triggered the content policy", code="content_filter")
 
 
 @pytest.fixture(autouse=True)
@@ -185,9 +188,44 @@ def test_many_prompts_are_answered_in_their_order():
 
     prompts = [rag.build_prompt(Prompt(chat="messages"), f"number {n:02}", []) for n in range(20)]
     with serve(reply) as server, closing(UpstreamEngine(upstream_model(server.name))) as engine:
-        written = engine.generate(prompts, GREEDY)
+        written = list(engine.generate(prompts, GREEDY))
     assert [one.text for one in written] == [f"ber {n:02}" for n in range(20)]
     assert written[0].prompt_tokens == 42 and 0 < written[0].first_token_s <= written[0].total_s
+
+
+def test_a_prompt_that_the_providers_filter_holds_back_ends_itself_and_no_other():
+    replies = in_turn(FILTERED, Reply())
+    with serve(replies) as server, closing(UpstreamEngine(upstream_model(server.name))) as engine:
+        written = list(engine.generate([PROMPT] * 3, GREEDY))
+    assert (
+        sorted((one.finish_reason, one.text) for one in written)
+        == [("content_filter", "")] + [("stop", "Two days.")] * 2
+    )
+
+
+def test_a_client_is_told_that_the_providers_filter_held_its_answer_back(tmp_path):
+    with serve(in_turn(FILTERED)) as server, closing(Elsewhere(tmp_path, server)) as stack:
+        reply = stack.chat()
+        (choice,) = reply.json()["choices"]
+    assert (reply.status_code, choice["finish_reason"], choice["message"]["content"]) == (200, "content_filter", "")
+
+
+def test_answers_that_were_paid_for_are_kept_although_a_later_one_fails(tmp_path):
+    prompts = [rag.build_prompt(Prompt(chat="messages"), f"number {n:02}", []) for n in range(40)]
+    broken = [Reply(status=401)]
+
+    def reply(body):
+        return broken[0] if broken and body["messages"][-1]["content"].endswith("number 36") else Reply()
+
+    with serve(reply) as server:
+        release = Release("a", upstream_model(server.name), INDEX)
+        with closing(open_engine(release.model)) as engine:
+            asked = (prompts, release, GREEDY, engine, tmp_path / "answers.db")
+            with pytest.raises(Unavailable):
+                rag.generate(*asked)
+            broken.clear()
+            server.asked.clear()
+            assert rag.generate(*asked).keys() == set(prompts) and len(server.asked) == 4
 
 
 def test_what_an_engine_raises_survives_the_way_between_processes():
@@ -217,8 +255,7 @@ def test_an_upstream_is_another_artifact_by_address_model_or_declared_version():
 
 
 def test_the_key_stands_in_no_record_and_two_upstreams_share_no_kept_answer():
-    index = IndexVersion("a", "uri", "t", 1, "sum", "emb", "chunk", 1, 1, "snap")
-    one, other = (Release("a", upstream_model(f"http://a/v1#{name}"), index) for name in "mn")
+    one, other = (Release("a", upstream_model(f"http://a/v1#{name}"), INDEX) for name in "mn")
     assert KEY not in json.dumps(as_json(one)) and one.id != other.id
     with closing(open_engine(one.model)) as engine:
         assert KEY not in engine.version and one.model.uri in engine.version
@@ -233,6 +270,5 @@ def test_the_base_behind_an_upstream_is_found_by_its_name_and_by_what_a_model_sa
 
 
 def test_training_what_is_served_elsewhere_is_refused_with_what_to_do_instead():
-    index = IndexVersion("a", "uri", "t", 1, "sum", "emb", "chunk", 1, 1, "snap")
     with pytest.raises(ValueError, match="no adapter of ours can go: release it untuned"):
-        finetune(Snapshot("snap", "uri", "a", *[0] * 8), index, base="http://a/v1#m")
+        finetune(Snapshot("snap", "uri", "a", *[0] * 8), INDEX, base="http://a/v1#m")

@@ -26,7 +26,8 @@ from serving.schema import ANYTHING
 from settings import settings
 
 PATH = "/chat/completions"
-BATCH = 8
+BATCH, SLICE = 8, 32
+"""Prompts that are asked at once, and those among which a failure may lose the answers of others."""
 CONNECT_S = 10.0
 PATIENCE_S, BATCH_PATIENCE_S = 6.0, 300.0
 """How long one generation may wait in all between tries: while a client waits for it, and in an evaluation."""
@@ -69,6 +70,10 @@ def untunable(model: Model) -> str:
     return f"{model.uri} is served elsewhere, where no adapter of ours can go" if model.engine == "upstream" else ""
 
 
+class Filtered(Exception):
+    """The provider's filter held this prompt back: it alone, and for good."""
+
+
 class UpstreamEngine:
     """See serving.engine.Engine. Prompts are in the chat format `messages` (serving/chat.py)."""
 
@@ -84,8 +89,9 @@ class UpstreamEngine:
     def stream(self, prompt: str, decoding: Decoding) -> Iterator[Piece]:
         return self._stream(prompt, decoding, PATIENCE_S)
 
-    def generate(self, prompts: Sequence[str], decoding: Decoding) -> list[Generation]:
-        return list(self._threads.map(lambda prompt: self._whole(prompt, decoding), prompts))
+    def generate(self, prompts: Sequence[str], decoding: Decoding) -> Iterator[Generation]:
+        for start in range(0, len(prompts), SLICE):
+            yield from self._threads.map(lambda prompt: self._whole(prompt, decoding), prompts[start : start + SLICE])
 
     def count(self, text: str) -> int:
         """An estimate: what the upstream counts is known only from its answers."""
@@ -108,18 +114,24 @@ class UpstreamEngine:
         return Generation(text, last.prompt_tokens, last.tokens, last.finish_reason, first_s, total_s)
 
     def _stream(self, prompt: str, decoding: Decoding, patience_s: float) -> Iterator[Piece]:
+        try:
+            with self._answer(self._asked(prompt, decoding), patience_s) as response:
+                yield from self._read(prompt, decoding, response)
+        except Filtered:
+            yield Piece("", 0, "content_filter")
+
+    def _read(self, prompt: str, decoding: Decoding, response: httpx.Response) -> Iterator[Piece]:
         """Pieces as they come; the last one waits for the usage, which follows the finish reason."""
         text, reason, usage, calls, declined = "", "", {}, {}, False
-        with self._answer(self._asked(prompt, decoding), patience_s) as response:
-            for event in self._events(response):
-                usage = event.get("usage") or usage
-                for choice in event.get("choices") or ():
-                    delta, reason = choice.get("delta") or {}, choice.get("finish_reason") or reason
-                    _gather(calls, delta.get("tool_calls") or ())
-                    declined = declined or bool(delta.get("refusal"))
-                    if new := delta.get("content") or delta.get("refusal"):
-                        text += new
-                        yield Piece(new, self.count(text))
+        for event in self._events(response):
+            usage = event.get("usage") or usage
+            for choice in event.get("choices") or ():
+                delta, reason = choice.get("delta") or {}, choice.get("finish_reason") or reason
+                _gather(calls, delta.get("tool_calls") or ())
+                declined = declined or bool(delta.get("refusal"))
+                if new := delta.get("content") or delta.get("refusal"):
+                    text += new
+                    yield Piece(new, self.count(text))
         if reason not in ENDS:
             raise Unavailable(f"{self._name} broke off: its stream ended with {reason or 'no finish reason'}")
         if decoding.json_schema and reason == "stop" and not (calls or declined or _is_json(text)):
@@ -169,7 +181,10 @@ class UpstreamEngine:
             response.close()
 
     def _sent(self, body: dict) -> httpx.Response:
-        """One try: the answer as it begins. Raises ValueError where the request is at fault, else Unavailable."""
+        """One try: the answer as it begins.
+
+        Raises Filtered, ValueError where something else about the request is at fault, else Unavailable.
+        """
         try:
             response = self._client.send(self._client.build_request("POST", PATH, json=body), stream=True)
             if response.is_success:
@@ -178,18 +193,21 @@ class UpstreamEngine:
         except httpx.TransportError as error:
             away = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.RemoteProtocolError)
             raise Unavailable(f"{self._client.base_url} can not be reached: {error!r}", again=away) from error
-        told, status = self._told(response), response.status_code
+        (told, code), status = self._told(response), response.status_code
+        if status == 400 and code == "content_filter":
+            raise Filtered(told)
         if status in (400, 413, 422):
             raise ValueError(told)
         said = f"{self._name} at {self._client.base_url} answered {status}: {told}{TO_DO.get(status, '')}"
         raise Unavailable(said, _retry_after(response.headers.get("retry-after", "")), status in AGAIN)
 
-    def _told(self, response: httpx.Response) -> str:
-        """What an error says for itself, short, and without places and the key: a client may read it."""
-        text = response.text
+    def _told(self, response: httpx.Response) -> tuple[str, str]:
+        """What an error says for itself, short, and without places and the key: a client may read it. And its code."""
+        text, code = response.text, ""
         with suppress(ValueError, TypeError, KeyError):
-            text = str(json.loads(text)["error"]["message"])
-        return PLACE.sub("[place]", text.replace(self._key, "[key]") if self._key else text)[:SHOWN]
+            error = json.loads(text)["error"]
+            text, code = str(error["message"]), str(error.get("code") or "")
+        return PLACE.sub("[place]", text.replace(self._key, "[key]") if self._key else text)[:SHOWN], code
 
     def _events(self, response: httpx.Response) -> Iterator[dict]:
         """The JSON of each server-sent event up to [DONE]. Raises Unavailable for an error among them."""
