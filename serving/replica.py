@@ -37,7 +37,7 @@ class ModelReplica:
         self._wrote_at = 0.0
 
     async def stream(self, prompt: str, decoding: dict) -> AsyncIterator[dict]:
-        """`{"text", "tokens", "finish_reason", "prompt_tokens"}`, the first as soon as it is there, then every 50 ms.
+        """`{"text", "tokens", "finish_reason", "prompt_tokens"}`, the first text at once, then every 50 ms.
 
         `text` is new text, `tokens` the completion tokens so far; the last one may have `tool_calls` (see Piece).
         Closing the generator cancels the generation at its next token. What the engine raises is raised here.
@@ -56,7 +56,7 @@ class ModelReplica:
                         return
                     held += piece.text
                     now = self._wrote_at = time.monotonic()
-                    if piece.finish_reason or now - put_at >= COALESCE_S:
+                    if piece.finish_reason or (held and now - put_at >= COALESCE_S):
                         put(
                             {"text": held, "tokens": piece.tokens, "finish_reason": piece.finish_reason}
                             | {"prompt_tokens": piece.prompt_tokens}

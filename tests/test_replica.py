@@ -74,6 +74,25 @@ def test_closing_the_stream_cancels_the_generation(opened):
     assert asyncio.run(leave_after_one())
 
 
+def test_before_the_first_text_nothing_is_sent_and_the_generation_can_be_cancelled(opened):
+    engine = Engine(letters=[""] * 100 + ["a"] * 10_000, pause=0.001)
+    silent = Engine(letters=[""] * 10_000, pause=0.005)
+
+    async def leave_before_any():
+        pieces = opened(silent).stream("p", DECODING)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(pieces), 0.1)
+        return await asyncio.to_thread(silent.closed.wait, 1.0)
+
+    async def first():
+        pieces = opened(engine).stream("p", DECODING)
+        piece = await anext(pieces)
+        await pieces.aclose()
+        return piece["text"]
+
+    assert asyncio.run(first()) == "a" and asyncio.run(leave_before_any())
+
+
 def test_what_the_engine_raises_reaches_the_caller_after_what_it_wrote(opened):
     seen = []
 

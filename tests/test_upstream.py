@@ -10,7 +10,7 @@ import pytest
 
 from data.records import Chunk, Constrained, Decoding, IndexVersion, Prompt, Release, Snapshot, as_json
 from serving import cache, rag
-from serving.engine import Unavailable, bases, open_engine, upstream, verify_model
+from serving.engine import Piece, Unavailable, bases, open_engine, upstream, verify_model
 from serving.engine.upstream import UpstreamEngine, address, upstream_model
 from settings import Settings
 from tasks.finetune import finetune
@@ -45,7 +45,8 @@ def test_pieces_add_up_and_the_last_one_has_the_reason_and_what_the_upstream_cou
     pieces, server = asked_of(Reply(("Two", " days", " — ok")))
     assert "".join(piece.text for piece in pieces) == "Two days — ok"
     assert (pieces[-1].finish_reason, pieces[-1].prompt_tokens, pieces[-1].tokens) == ("stop", 42, 3)
-    assert [piece.finish_reason for piece in pieces[:-1]] == ["", "", ""]
+    assert [piece.text for piece in pieces if piece.text] == ["Two", " days", " — ok"]
+    assert not any(piece.finish_reason for piece in pieces[:-1])
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
 
 
@@ -169,13 +170,23 @@ def test_an_upstream_that_falls_silent_is_given_up(monkeypatch):
         stream = UpstreamEngine(upstream_model(server.name)).stream(PROMPT, GREEDY)
         assert next(stream).text == "Two"
         with pytest.raises(Unavailable, match="broke off"):
-            next(stream)
+            list(stream)
         assert server.hung_up.wait(2)
 
 
-def test_closing_a_stream_hangs_up_on_the_upstream():
-    with serve(in_turn(Reply(("word ",) * 5000, pause_s=0.001))) as server:
+def test_an_upstream_that_keeps_a_connection_alive_for_ever_is_given_up(monkeypatch):
+    monkeypatch.setattr(upstream, "settings", lambda: Settings(request_timeout_s=0.3))
+    monkeypatch.setattr(upstream, "PATIENCE_S", 0.1)
+    with serve(in_turn(Reply(("",) * 5000, pause_s=0.001))) as server, pytest.raises(Unavailable, match="within"):
+        list(UpstreamEngine(upstream_model(server.name)).stream(PROMPT, GREEDY))
+    assert server.hung_up.wait(2)
+
+
+@pytest.mark.parametrize("text", ["word ", ""])
+def test_closing_a_stream_hangs_up_on_the_upstream_also_while_it_sends_no_text(text):
+    with serve(in_turn(Reply((text,) * 5000, pause_s=0.001, raw=b": keep-alive\n\n"))) as server:
         stream = UpstreamEngine(upstream_model(server.name)).stream(PROMPT, GREEDY)
+        assert next(stream) == Piece("", 0)
         next(stream)
         assert not server.hung_up.is_set()
         stream.close()

@@ -75,13 +75,17 @@ class Filtered(Exception):
 
 
 class UpstreamEngine:
-    """See serving.engine.Engine. Prompts are in the chat format `messages` (serving/chat.py)."""
+    """See serving.engine.Engine. Prompts are in the chat format `messages` (serving/chat.py).
+
+    An answer may take the request timeout, and in an evaluation at least BATCH_PATIENCE_S, from its beginning.
+    """
 
     def __init__(self, model: Model):
         url, self._name, _ = address(model.uri)
         self._key = settings().upstream_key or ""
         held = {"authorization": f"Bearer {self._key}"} if self._key else {}
-        silence = httpx.Timeout(settings().request_timeout_s, connect=CONNECT_S)
+        self._timeout_s = settings().request_timeout_s
+        silence = httpx.Timeout(self._timeout_s, connect=CONNECT_S)
         self._client = httpx.Client(base_url=url, headers=held, timeout=silence)
         self._threads = ThreadPoolExecutor(BATCH, thread_name_prefix="upstream")
         self.version = f"upstream {model.uri}"
@@ -107,8 +111,9 @@ class UpstreamEngine:
     def _whole(self, prompt: str, decoding: Decoding) -> Generation:
         start, first_s, pieces = time.perf_counter(), 0.0, []
         for piece in self._stream(prompt, decoding, BATCH_PATIENCE_S):
-            first_s = first_s or time.perf_counter() - start
-            pieces.append(piece)
+            if piece.text or piece.finish_reason:
+                first_s = first_s or time.perf_counter() - start
+                pieces.append(piece)
         text, last = "".join(piece.text for piece in pieces), pieces[-1]
         total_s = time.perf_counter() - start
         return Generation(text, last.prompt_tokens, last.tokens, last.finish_reason, first_s, total_s)
@@ -116,22 +121,29 @@ class UpstreamEngine:
     def _stream(self, prompt: str, decoding: Decoding, patience_s: float) -> Iterator[Piece]:
         try:
             with self._answer(self._asked(prompt, decoding), patience_s) as response:
-                yield from self._read(prompt, decoding, response)
+                yield from self._read(prompt, decoding, response, max(self._timeout_s, patience_s))
         except Filtered:
             yield Piece("", 0, "content_filter")
 
-    def _read(self, prompt: str, decoding: Decoding, response: httpx.Response) -> Iterator[Piece]:
-        """Pieces as they come; the last one waits for the usage, which follows the finish reason."""
+    def _read(self, prompt: str, decoding: Decoding, response: httpx.Response, most_s: float) -> Iterator[Piece]:
+        """Pieces as they come; the last one waits for the usage, which follows the finish reason.
+
+        A line without text is a piece without text: at each piece the generation can be cancelled.
+        """
         text, reason, usage, calls, declined = "", "", {}, {}, False
+        until = time.monotonic() + most_s
         for event in self._events(response):
+            if time.monotonic() > until:
+                raise Unavailable(f"{self._name} did not end its answer within {most_s:g} s")
+            new = ""
             usage = event.get("usage") or usage
             for choice in event.get("choices") or ():
                 delta, reason = choice.get("delta") or {}, choice.get("finish_reason") or reason
                 _gather(calls, delta.get("tool_calls") or ())
                 declined = declined or bool(delta.get("refusal"))
-                if new := delta.get("content") or delta.get("refusal"):
-                    text += new
-                    yield Piece(new, self.count(text))
+                new += delta.get("content") or delta.get("refusal") or ""
+            text += new
+            yield Piece(new, self.count(text))
         if reason not in ENDS:
             raise Unavailable(f"{self._name} broke off: its stream ended with {reason or 'no finish reason'}")
         if decoding.json_schema and reason == "stop" and not (calls or declined or _is_json(text)):
@@ -210,9 +222,10 @@ class UpstreamEngine:
         return PLACE.sub("[place]", text.replace(self._key, "[key]") if self._key else text)[:SHOWN], code
 
     def _events(self, response: httpx.Response) -> Iterator[dict]:
-        """The JSON of each server-sent event up to [DONE]. Raises Unavailable for an error among them."""
+        """The JSON of each line with data up to [DONE], {} for another. Raises Unavailable for an error among them."""
         for line in _lines(response.iter_bytes()):
             if not line.startswith(b"data:"):
+                yield {}
                 continue
             if (data := line.removeprefix(b"data:").strip()) == b"[DONE]":
                 return
