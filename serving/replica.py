@@ -20,7 +20,7 @@ STREAMS = 64
 THREADS = 2
 HEALTHY_S = 10.0
 PREFIX = "model-"
-KEPT_OUT = ("PERENNIAL_UPSTREAM_KEY", "PERENNIAL_JUDGE_KEY")
+KEPT_OUT = ("PERENNIAL_UPSTREAM_KEY", "PERENNIAL_JUDGE_KEY", "PERENNIAL_ALERTS")
 """Ray logs and shows a `runtime_env`. A worker inherits these from its node instead, or does not need them."""
 STARTABLE = (None, "NOT_STARTED", "DEPLOY_FAILED")
 """What Serve says of an application that has to be asked for; the others run, start or end by themselves."""
@@ -130,7 +130,8 @@ def run(model: Model) -> None:
 
 
 def deploy(model: Model, timeout_s: float = 180.0) -> None:
-    """Run the application of `model` and wait until it has generated a token.
+    """Run the application of `model` and wait until it has passed `Engine.check`: it has generated a token, or is an
+    upstream, of which nothing is asked.
 
     Raises RuntimeError with Serve's message when it can not start (it is then deleted again), TimeoutError when it is
     not healthy in time.

@@ -169,8 +169,9 @@ def test_a_replica_gets_our_settings_and_its_threads(monkeypatch):
     assert "RAY_ADDRESS" not in variables and variables["HF_HUB_OFFLINE"] == "1"
 
 
-def test_a_key_that_ray_would_log_is_not_part_of_a_replicas_environment(monkeypatch):
-    monkeypatch.setenv("PERENNIAL_UPSTREAM_KEY", "sk-secret")
+@pytest.mark.parametrize("name", ["PERENNIAL_UPSTREAM_KEY", "PERENNIAL_JUDGE_KEY", "PERENNIAL_ALERTS"])
+def test_a_secret_that_ray_would_log_is_not_part_of_a_replicas_environment(monkeypatch, name):
+    monkeypatch.setenv(name, "sk-secret")
     monkeypatch.setenv("PERENNIAL_RETENTION_DAYS", "7")
     given = replica.worker_environment(2)["env_vars"]
     assert given["PERENNIAL_RETENTION_DAYS"] == "7" and "sk-secret" not in given.values()
