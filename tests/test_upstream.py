@@ -133,6 +133,28 @@ def test_a_request_that_the_upstream_can_not_read_is_the_callers():
     assert told == "'[place]' at [place] reads 512 input/output tokens"
 
 
+def test_what_a_model_that_reasons_refuses_is_sent_otherwise_from_then_on():
+    def reply(body):
+        if "max_tokens" in body:
+            said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'."
+            return Reply(status=400, message=said)
+        if "temperature" in body:
+            return Reply(status=400, message="Unsupported value: 'temperature' does not support 0 with this model.")
+        return Reply()
+
+    with serve(reply) as server, closing(UpstreamEngine(upstream_model(server.name))) as engine:
+        assert [list(engine.stream(PROMPT, GREEDY))[-1].finish_reason for _ in range(2)] == ["stop", "stop"]
+    assert len(server.asked) == 4 and server.asked[-1]["max_completion_tokens"] == 8
+    assert not {"max_tokens", "temperature"} & server.asked[-1].keys()
+
+
+def test_a_number_that_is_too_large_is_the_callers_and_not_sent_otherwise():
+    said = Reply(status=400, message="'max_tokens' is too large: 8")
+    with serve(in_turn(said)) as server, pytest.raises(ValueError, match="too large"):
+        list(UpstreamEngine(upstream_model(server.name)).stream(PROMPT, GREEDY))
+    assert len(server.asked) == 1
+
+
 def test_an_upstream_that_passes_over_a_schema_is_found_out():
     held = Constrained(8, json_schema='{"type": "object"}')
     assert asked_of(Reply(('{"n":', "1}")), decoding=held)[0][-1].finish_reason == "stop"

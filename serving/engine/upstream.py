@@ -37,6 +37,8 @@ TO_DO = {
     403: "; set PERENNIAL_UPSTREAM_KEY to a key that may use this model, and start the stack again",
     404: "; give the address up to its /v1, and a model that is there",
 }
+INSTEAD = {"max_tokens": "max_completion_tokens", "temperature": "", "top_p": ""}
+"""What some models refuse, as OpenAI's that reason do, and what they are sent instead, '' for nothing."""
 ENDS = frozenset(("stop", "length", "content_filter", "tool_calls"))
 PLACE = re.compile(r"\w+://[^\s'\"]+|(?<!\w)/[\w.-]+/[\w./-]*")
 CHARACTERS_PER_TOKEN = 4
@@ -87,6 +89,7 @@ class UpstreamEngine:
         self._timeout_s = settings().request_timeout_s
         silence = httpx.Timeout(self._timeout_s, connect=CONNECT_S)
         self._client = httpx.Client(base_url=url, headers=held, timeout=silence)
+        self._refused: frozenset[str] = frozenset()  # of INSTEAD
         self._threads = ThreadPoolExecutor(BATCH, thread_name_prefix="upstream")
         self.version = f"upstream {model.uri}"
 
@@ -167,7 +170,7 @@ class UpstreamEngine:
             offered = json.loads(decoding.tools)
             body["messages"] += offered.pop("messages")
             body |= offered
-        return body
+        return _instead(body, self._refused)
 
     @contextmanager
     def _answer(self, body: dict, patience_s: float) -> Iterator[httpx.Response]:
@@ -193,7 +196,7 @@ class UpstreamEngine:
             response.close()
 
     def _sent(self, body: dict) -> httpx.Response:
-        """One try: the answer as it begins.
+        """One try: the answer as it begins. What of INSTEAD is refused is sent no more once that has helped.
 
         Raises Filtered, ValueError where something else about the request is at fault, else Unavailable.
         """
@@ -208,6 +211,11 @@ class UpstreamEngine:
         (told, code), status = self._told(response), response.status_code
         if status == 400 and code == "content_filter":
             raise Filtered(told)
+        refused = frozenset(name for name in INSTEAD if name in body and f"'{name}'" in told and "support" in told)
+        if status == 400 and refused:
+            response = self._sent(_instead(body, refused))
+            self._refused |= refused
+            return response
         if status in (400, 413, 422):
             raise ValueError(told)
         said = f"{self._name} at {self._client.base_url} answered {status}: {told}{TO_DO.get(status, '')}"
@@ -258,6 +266,12 @@ def _gather(calls: dict[int, dict], deltas: Sequence[dict]) -> None:
         call["id"] = call["id"] or delta.get("id") or ""
         call["function"]["name"] = call["function"]["name"] or made.get("name") or ""
         call["function"]["arguments"] += made.get("arguments") or ""
+
+
+def _instead(body: dict, refused: frozenset[str]) -> dict:
+    """`body` with what INSTEAD has for the names that are refused."""
+    named = ((INSTEAD[name] if name in refused else name, value) for name, value in body.items())
+    return {name: value for name, value in named if name}
 
 
 def _held_to(schema: dict) -> dict:
