@@ -1,13 +1,17 @@
 import asyncio
+import os
+import subprocess
 import threading
 import time
 
 import pytest
+import yaml
 
 from data.records import Decoding, Generation, Model, as_json
 from serving import replica
 from serving.engine import Piece
 from serving.replica import ModelReplica
+from settings import ROOT
 
 MODEL = as_json(Model("a" * 64, "m.gguf", "openvino", "b"))
 DECODING = as_json(Decoding(max_new_tokens=4))
@@ -175,3 +179,18 @@ def test_a_secret_that_ray_would_log_is_not_part_of_a_replicas_environment(monke
     monkeypatch.setenv("PERENNIAL_RETENTION_DAYS", "7")
     given = replica.worker_environment(2)["env_vars"]
     assert given["PERENNIAL_RETENTION_DAYS"] == "7" and "sk-secret" not in given.values()
+
+
+def test_ray_has_the_upstreams_key_on_every_node_of_a_cluster(tmp_path):
+    told = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
+    ray = tmp_path / "perennial" / ".venv" / "bin" / "ray"
+    ray.parent.mkdir(parents=True)
+    ray.write_text('#!/bin/sh\necho "$PERENNIAL_UPSTREAM_KEY"\n')
+    ray.chmod(0o700)
+    (tmp_path / "perennial.env").write_text("PERENNIAL_UPSTREAM_KEY=sk-of-the-upstream\n")
+    assert "~/perennial.env" in told["file_mounts"]
+    for node in ("head", "worker"):
+        command = told[f"{node}_start_ray_commands"][-1]
+        there = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+        started = subprocess.run(["bash", "-c", command], env=there, capture_output=True, text=True, check=True)
+        assert started.stdout == "sk-of-the-upstream\n"

@@ -33,8 +33,8 @@ PATIENCE_S, BATCH_PATIENCE_S = 6.0, 300.0
 """How long one generation may wait in all between tries: while a client waits for it, and in an evaluation."""
 AGAIN = frozenset((408, 409, 429, 500, 502, 503, 504, 529))
 TO_DO = {
-    401: "; set PERENNIAL_UPSTREAM_KEY, and start the stack again",
-    403: "; set PERENNIAL_UPSTREAM_KEY to a key that may use this model, and start the stack again",
+    401: "; set PERENNIAL_UPSTREAM_KEY on every node, then stop and start the stack",
+    403: "; set PERENNIAL_UPSTREAM_KEY on every node to a key that may use this model, then stop and start the stack",
     404: "; give the address up to its /v1, and a model that is there",
 }
 INSTEAD = {"max_tokens": "max_completion_tokens", "temperature": "", "top_p": ""}
