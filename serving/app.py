@@ -151,8 +151,7 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
             row.cost = cost(row.prompt_tokens, row.completion_tokens, chosen)
             row.saved_cost = cost(row.saved_prompt_tokens, row.saved_completion_tokens, chosen)
             spend(row.prompt_tokens + row.completion_tokens, row.cost)
-            if row.status == 200:
-                admission.answered()
+            admission.ended(row.status == 200)
             leave()
             requests.write(row)
             meters.count(row)

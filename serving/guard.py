@@ -19,6 +19,8 @@ from serving.schema import ANYTHING, checked
 from serving.tools import Call, Choice, Tool
 
 MAX_BODY_BYTES = 1_000_000
+MAX_TOOLS_CHARACTERS = 100_000
+"""Of what may be called and what came of it, about 25,000 tokens: each of them goes to an upstream that is paid."""
 CHOICE = re.compile(r"str\Z|list\[|literal\[|Choice\Z")
 """What pydantic adds to the place of an error to say which type of several it tried."""
 
@@ -257,8 +259,16 @@ def decoding(chat: Chat, release: Release) -> Decoding:
         seed=seed,
         stop=stop,
         json_schema=_schema(asked.response_format, release.model.engine),
-        tools=tools.asked(chat, release),
+        tools=_tools(chat, release),
     )
+
+
+def _tools(chat: Chat, release: Release) -> str:
+    asked = tools.asked(chat, release)
+    if (length := len(asked)) > MAX_TOOLS_CHARACTERS:
+        message = f"The tools and their results have {length} characters; at most {MAX_TOOLS_CHARACTERS} are read"
+        raise Refused(400, message, param="messages", code="context_length_exceeded")
+    return asked
 
 
 def _schema(asked: ResponseFormat | None, engine: str) -> str:

@@ -98,12 +98,16 @@ class Meters:
 class Admission:
     """At most `limit` requests in the endpoint at once, and beyond LEAST no more than are answered within `patience_s`
     at its present pace: who would wait longer is told so at once. Counted on the endpoint's one event loop.
+
+    The pace is the mean time between two answers, over about the last twenty. The first is left out, as a model may
+    have to be loaded for it, and no time counts for more than the LEASTth part of the patience.
     """
 
     def __init__(self, limit: int, patience_s: float, gauge: Gauge):
         self.limit, self.patience_s, self.gauge, self.inside = limit, patience_s, gauge, 0
-        self.pace_s = 0.0  # between two answers while there is something to answer; 0 before the first
-        self._since = 0.0  # the last answer, or when the endpoint last became busy
+        self.pace_s = 0.0  # between two answers while there is something to answer; 0 before the second
+        self._since = 0.0  # a request last ended, or when the endpoint last became busy
+        self._answers = 0
 
     def enter(self) -> Callable[[], None]:
         """Take a place, and return what gives it back (once: calling it again changes nothing).
@@ -128,10 +132,13 @@ class Admission:
 
         return leave
 
-    def answered(self) -> None:
-        """Note that one request was answered: the pace is a running mean over about the last twenty."""
+    def ended(self, answered: bool) -> None:
+        """Note the end of one request. Without an answer it says nothing of the pace, nor does the time up to it."""
         now = time.monotonic()
-        self.pace_s += (now - self._since - self.pace_s) / (20 if self.pace_s else 1)
+        if answered and self._answers:
+            took_s = min(now - self._since, self.patience_s / LEAST)
+            self.pace_s += (took_s - self.pace_s) / min(self._answers, 20)
+        self._answers += answered
         self._since = now
 
     def _change(self, by: int) -> None:

@@ -322,16 +322,22 @@ def answer_given(
 def generate(
     prompts: list[str], release: Release, decoding: Decoding, engine: Engine, cache: Path | None
 ) -> dict[str, Generation]:
-    """A generation for each distinct prompt, from the cache where decoding is greedy."""
+    """A generation for each distinct prompt, from the cache where decoding is greedy.
+
+    What was generated before a failure is kept: it may have been paid for.
+    """
     if decoding.temperature > 0:
         return dict(zip(prompts, engine.generate(prompts, decoding), strict=True))
     kept = answers.AnswerCache(cache)
     keys = {prompt: answers.key(release, prompt, decoding, engine.version) for prompt in prompts}
     known = kept.read(list(keys.values()))
     missing = [prompt for prompt in prompts if keys[prompt] not in known]
+    fresh = {}
     if missing:
-        fresh = dict(zip(missing, engine.generate(missing, decoding), strict=True))
-        written = {keys[prompt]: generation for prompt, generation in fresh.items()}
-        kept.write(written)
-        known |= written
+        try:
+            for prompt, generation in zip(missing, engine.generate(missing, decoding), strict=True):
+                fresh[keys[prompt]] = generation
+        finally:
+            kept.write(fresh)
+    known |= fresh
     return {prompt: known[keys[prompt]] for prompt in prompts}

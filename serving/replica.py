@@ -20,7 +20,7 @@ STREAMS = 64
 THREADS = 2
 HEALTHY_S = 10.0
 PREFIX = "model-"
-KEPT_OUT = ("PERENNIAL_UPSTREAM_KEY", "PERENNIAL_JUDGE_KEY")
+KEPT_OUT = ("PERENNIAL_UPSTREAM_KEY", "PERENNIAL_JUDGE_KEY", "PERENNIAL_ALERTS")
 """Ray logs and shows a `runtime_env`. A worker inherits these from its node instead, or does not need them."""
 STARTABLE = (None, "NOT_STARTED", "DEPLOY_FAILED")
 """What Serve says of an application that has to be asked for; the others run, start or end by themselves."""
@@ -37,7 +37,7 @@ class ModelReplica:
         self._wrote_at = 0.0
 
     async def stream(self, prompt: str, decoding: dict) -> AsyncIterator[dict]:
-        """`{"text", "tokens", "finish_reason", "prompt_tokens"}`, the first as soon as it is there, then every 50 ms.
+        """`{"text", "tokens", "finish_reason", "prompt_tokens"}`, the first text at once, then every 50 ms.
 
         `text` is new text, `tokens` the completion tokens so far; the last one may have `tool_calls` (see Piece).
         Closing the generator cancels the generation at its next token. What the engine raises is raised here.
@@ -56,7 +56,7 @@ class ModelReplica:
                         return
                     held += piece.text
                     now = self._wrote_at = time.monotonic()
-                    if piece.finish_reason or now - put_at >= COALESCE_S:
+                    if piece.finish_reason or (held and now - put_at >= COALESCE_S):
                         put(
                             {"text": held, "tokens": piece.tokens, "finish_reason": piece.finish_reason}
                             | {"prompt_tokens": piece.prompt_tokens}
@@ -130,7 +130,8 @@ def run(model: Model) -> None:
 
 
 def deploy(model: Model, timeout_s: float = 180.0) -> None:
-    """Run the application of `model` and wait until it has generated a token.
+    """Run the application of `model` and wait until it has passed `Engine.check`: it has generated a token, or is an
+    upstream, of which nothing is asked.
 
     Raises RuntimeError with Serve's message when it can not start (it is then deleted again), TimeoutError when it is
     not healthy in time.

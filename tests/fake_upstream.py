@@ -16,8 +16,8 @@ SPLIT = 7
 
 @dataclass(frozen=True)
 class Reply:
-    """What one request gets. `status` from 400 on: an error with `message`. Else `pieces`, every `pause_s`, then the
-    finish reason and usage; `stops_after` so many pieces it falls silent, `cut_after` so many it hangs up.
+    """What one request gets. `status` from 400 on: an error with `message` and `code`. Else `pieces`, every `pause_s`,
+    then the finish reason and usage; `stops_after` so many pieces it falls silent, `cut_after` so many it hangs up.
     """
 
     pieces: tuple[str, ...] = ("Two", " days", ".")
@@ -26,6 +26,7 @@ class Reply:
     calls: tuple[dict, ...] = ()
     status: int = 200
     message: str = "busy"
+    code: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     pause_s: float = 0.0
     stops_after: int | None = None
@@ -73,7 +74,7 @@ def serve(reply: Callable[[dict], Reply]) -> Iterator[Upstream]:
 
         def answer(self, body: dict, given: Reply) -> None:
             if given.status >= 400:
-                self.wfile.write(json.dumps({"error": {"message": given.message, "code": None}}).encode())
+                self.wfile.write(json.dumps({"error": {"message": given.message, "code": given.code}}).encode())
                 return
             assert body["stream"] and self.path == "/v1/chat/completions"
             self.wfile.write(given.raw)

@@ -60,10 +60,11 @@ def test_who_would_wait_longer_than_the_patience_is_told_how_long(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(metering.time, "monotonic", lambda: now[0])
     admission = Admission(1000, 20.0, Meters().in_flight)
-    waiting = [admission.enter() for _ in range(11)]
-    now[0] += 2.0
-    admission.answered()  # two seconds an answer: ten are answered within the patience
-    waiting.pop()()
+    waiting = [admission.enter() for _ in range(12)]
+    for _ in range(2):  # two seconds an answer: ten are answered within the patience
+        now[0] += 2.0
+        admission.ended(True)
+        waiting.pop()()
     admission.enter()
     with pytest.raises(Refused) as raised:
         admission.enter()
@@ -80,7 +81,7 @@ def test_a_pause_with_nothing_to_answer_is_no_slow_pace(monkeypatch):
     for _ in range(3):
         leave = admission.enter()
         now[0] += 0.5
-        admission.answered()
+        admission.ended(True)
         leave()
         now[0] += 3600
     assert admission.pace_s == 0.5
@@ -90,13 +91,50 @@ def test_however_slow_the_engine_a_few_are_let_in(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(metering.time, "monotonic", lambda: now[0])
     admission = Admission(1000, 20.0, Meters().in_flight)
-    admission.enter()
-    now[0] += 50.0
-    admission.answered()
-    for _ in range(LEAST - 1):
+    for _ in range(2):
+        leave = admission.enter()
+        now[0] += 50.0
+        admission.ended(True)
+        leave()
+    for _ in range(LEAST + 1):
         admission.enter()
     with pytest.raises(Refused):
         admission.enter()
+
+
+def test_a_first_answer_that_waited_for_its_model_sends_nobody_away(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metering.time, "monotonic", lambda: now[0])
+    admission = Admission(1000, 20.0, Meters().in_flight)
+    waiting = [admission.enter() for _ in range(30)]
+    for took_s in (8.0, 0.1):
+        now[0] += took_s
+        admission.ended(True)
+        waiting.pop()()
+        admission.enter()
+
+
+def test_an_outage_that_is_over_sends_nobody_away(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metering.time, "monotonic", lambda: now[0])
+    admission = Admission(1000, 20.0, Meters().in_flight)
+    for _ in range(30):
+        leave = admission.enter()
+        now[0] += 0.5
+        admission.ended(True)
+        leave()
+    waiting = [admission.enter() for _ in range(20)]
+    now[0] += 60.0
+    admission.ended(False)
+    waiting.pop()()
+    now[0] += 0.5
+    admission.ended(True)
+    waiting.pop()()
+    assert admission.pace_s == 0.5
+    now[0] += 60.0
+    admission.ended(True)  # one that came through late
+    waiting.pop()()
+    admission.enter()
 
 
 def test_a_place_is_given_back_once_however_often_it_is_left():

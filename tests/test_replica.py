@@ -1,13 +1,17 @@
 import asyncio
+import os
+import subprocess
 import threading
 import time
 
 import pytest
+import yaml
 
 from data.records import Decoding, Generation, Model, as_json
 from serving import replica
 from serving.engine import Piece
 from serving.replica import ModelReplica
+from settings import ROOT
 
 MODEL = as_json(Model("a" * 64, "m.gguf", "openvino", "b"))
 DECODING = as_json(Decoding(max_new_tokens=4))
@@ -72,6 +76,25 @@ def test_closing_the_stream_cancels_the_generation(opened):
         return await asyncio.to_thread(engine.closed.wait, 1.0)
 
     assert asyncio.run(leave_after_one())
+
+
+def test_before_the_first_text_nothing_is_sent_and_the_generation_can_be_cancelled(opened):
+    engine = Engine(letters=[""] * 100 + ["a"] * 10_000, pause=0.001)
+    silent = Engine(letters=[""] * 10_000, pause=0.005)
+
+    async def leave_before_any():
+        pieces = opened(silent).stream("p", DECODING)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(pieces), 0.1)
+        return await asyncio.to_thread(silent.closed.wait, 1.0)
+
+    async def first():
+        pieces = opened(engine).stream("p", DECODING)
+        piece = await anext(pieces)
+        await pieces.aclose()
+        return piece["text"]
+
+    assert asyncio.run(first()) == "a" and asyncio.run(leave_before_any())
 
 
 def test_what_the_engine_raises_reaches_the_caller_after_what_it_wrote(opened):
@@ -150,8 +173,24 @@ def test_a_replica_gets_our_settings_and_its_threads(monkeypatch):
     assert "RAY_ADDRESS" not in variables and variables["HF_HUB_OFFLINE"] == "1"
 
 
-def test_a_key_that_ray_would_log_is_not_part_of_a_replicas_environment(monkeypatch):
-    monkeypatch.setenv("PERENNIAL_UPSTREAM_KEY", "sk-secret")
+@pytest.mark.parametrize("name", ["PERENNIAL_UPSTREAM_KEY", "PERENNIAL_JUDGE_KEY", "PERENNIAL_ALERTS"])
+def test_a_secret_that_ray_would_log_is_not_part_of_a_replicas_environment(monkeypatch, name):
+    monkeypatch.setenv(name, "sk-secret")
     monkeypatch.setenv("PERENNIAL_RETENTION_DAYS", "7")
     given = replica.worker_environment(2)["env_vars"]
     assert given["PERENNIAL_RETENTION_DAYS"] == "7" and "sk-secret" not in given.values()
+
+
+def test_ray_has_the_upstreams_key_on_every_node_of_a_cluster(tmp_path):
+    told = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
+    ray = tmp_path / "perennial" / ".venv" / "bin" / "ray"
+    ray.parent.mkdir(parents=True)
+    ray.write_text('#!/bin/sh\necho "$PERENNIAL_UPSTREAM_KEY"\n')
+    ray.chmod(0o700)
+    (tmp_path / "perennial.env").write_text("PERENNIAL_UPSTREAM_KEY=sk-of-the-upstream\n")
+    assert "~/perennial.env" in told["file_mounts"]
+    for node in ("head", "worker"):
+        command = told[f"{node}_start_ray_commands"][-1]
+        there = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+        started = subprocess.run(["bash", "-c", command], env=there, capture_output=True, text=True, check=True)
+        assert started.stdout == "sk-of-the-upstream\n"

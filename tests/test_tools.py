@@ -100,6 +100,14 @@ def test_a_forced_call_of_nothing_is_refused(asking):
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "tool_choice" and sent is None
 
 
+@pytest.mark.parametrize(("description", "result"), [("x" * guard.MAX_TOOLS_CHARACTERS, ""), ("", "x" * 900_000)])
+def test_tools_that_are_longer_than_the_guard_allows_are_not_sent_on(asking, description, result):
+    said = [ASKED, {"role": "assistant", "tool_calls": [CALL]}, RESULT | {"content": result}]
+    offered = {"type": "function", "function": WEATHER["function"] | {"description": description}}
+    answer, sent, rows = asking(Reply(), said, tools=[offered])
+    assert answer.json()["error"]["code"] == "context_length_exceeded" and sent is None and rows == []
+
+
 def test_no_tools_are_no_tools():
     chat = guard.read_chat(body(tools=[], tool_choice="auto", parallel_tool_calls=True))
     assert guard.decoding(chat, release()).tools == ""

@@ -10,15 +10,18 @@ import pytest
 
 from data.records import Chunk, Constrained, Decoding, IndexVersion, Prompt, Release, Snapshot, as_json
 from serving import cache, rag
-from serving.engine import Unavailable, bases, open_engine, upstream, verify_model
+from serving.engine import Piece, Unavailable, bases, open_engine, upstream, verify_model
 from serving.engine.upstream import UpstreamEngine, address, upstream_model
 from settings import Settings
 from tasks.finetune import finetune
+from tests.elsewhere import Elsewhere
 from tests.fake_upstream import Reply, in_turn, serve
 
 KEY = "sk-of-the-upstream"
 PROMPT = rag.build_prompt(Prompt(chat="messages"), "How many days?", [])
 GREEDY = Decoding(max_new_tokens=8)
+INDEX = IndexVersion("a", "uri", "t", 1, "sum", "emb", "chunk", 1, 1, "snap")
+FILTERED = Reply(status=400, message="The prompt triggered the content policy", code="content_filter")
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +45,8 @@ def test_pieces_add_up_and_the_last_one_has_the_reason_and_what_the_upstream_cou
     pieces, server = asked_of(Reply(("Two", " days", " — ok")))
     assert "".join(piece.text for piece in pieces) == "Two days — ok"
     assert (pieces[-1].finish_reason, pieces[-1].prompt_tokens, pieces[-1].tokens) == ("stop", 42, 3)
-    assert [piece.finish_reason for piece in pieces[:-1]] == ["", "", ""]
+    assert [piece.text for piece in pieces if piece.text] == ["Two", " days", " — ok"]
+    assert not any(piece.finish_reason for piece in pieces[:-1])
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
 
 
@@ -129,6 +133,28 @@ def test_a_request_that_the_upstream_can_not_read_is_the_callers():
     assert told == "'[place]' at [place] reads 512 input/output tokens"
 
 
+def test_what_a_model_that_reasons_refuses_is_sent_otherwise_from_then_on():
+    def reply(body):
+        if "max_tokens" in body:
+            said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'."
+            return Reply(status=400, message=said)
+        if "temperature" in body:
+            return Reply(status=400, message="Unsupported value: 'temperature' does not support 0 with this model.")
+        return Reply()
+
+    with serve(reply) as server, closing(UpstreamEngine(upstream_model(server.name))) as engine:
+        assert [list(engine.stream(PROMPT, GREEDY))[-1].finish_reason for _ in range(2)] == ["stop", "stop"]
+    assert len(server.asked) == 4 and server.asked[-1]["max_completion_tokens"] == 8
+    assert not {"max_tokens", "temperature"} & server.asked[-1].keys()
+
+
+def test_a_number_that_is_too_large_is_the_callers_and_not_sent_otherwise():
+    said = Reply(status=400, message="'max_tokens' is too large: 8")
+    with serve(in_turn(said)) as server, pytest.raises(ValueError, match="too large"):
+        list(UpstreamEngine(upstream_model(server.name)).stream(PROMPT, GREEDY))
+    assert len(server.asked) == 1
+
+
 def test_an_upstream_that_passes_over_a_schema_is_found_out():
     held = Constrained(8, json_schema='{"type": "object"}')
     assert asked_of(Reply(('{"n":', "1}")), decoding=held)[0][-1].finish_reason == "stop"
@@ -166,13 +192,23 @@ def test_an_upstream_that_falls_silent_is_given_up(monkeypatch):
         stream = UpstreamEngine(upstream_model(server.name)).stream(PROMPT, GREEDY)
         assert next(stream).text == "Two"
         with pytest.raises(Unavailable, match="broke off"):
-            next(stream)
+            list(stream)
         assert server.hung_up.wait(2)
 
 
-def test_closing_a_stream_hangs_up_on_the_upstream():
-    with serve(in_turn(Reply(("word ",) * 5000, pause_s=0.001))) as server:
+def test_an_upstream_that_keeps_a_connection_alive_for_ever_is_given_up(monkeypatch):
+    monkeypatch.setattr(upstream, "settings", lambda: Settings(request_timeout_s=0.3))
+    monkeypatch.setattr(upstream, "PATIENCE_S", 0.1)
+    with serve(in_turn(Reply(("",) * 5000, pause_s=0.001))) as server, pytest.raises(Unavailable, match="within"):
+        list(UpstreamEngine(upstream_model(server.name)).stream(PROMPT, GREEDY))
+    assert server.hung_up.wait(2)
+
+
+@pytest.mark.parametrize("text", ["word ", ""])
+def test_closing_a_stream_hangs_up_on_the_upstream_also_while_it_sends_no_text(text):
+    with serve(in_turn(Reply((text,) * 5000, pause_s=0.001, raw=b": keep-alive\n\n"))) as server:
         stream = UpstreamEngine(upstream_model(server.name)).stream(PROMPT, GREEDY)
+        assert next(stream) == Piece("", 0)
         next(stream)
         assert not server.hung_up.is_set()
         stream.close()
@@ -185,9 +221,44 @@ def test_many_prompts_are_answered_in_their_order():
 
     prompts = [rag.build_prompt(Prompt(chat="messages"), f"number {n:02}", []) for n in range(20)]
     with serve(reply) as server, closing(UpstreamEngine(upstream_model(server.name))) as engine:
-        written = engine.generate(prompts, GREEDY)
+        written = list(engine.generate(prompts, GREEDY))
     assert [one.text for one in written] == [f"ber {n:02}" for n in range(20)]
     assert written[0].prompt_tokens == 42 and 0 < written[0].first_token_s <= written[0].total_s
+
+
+def test_a_prompt_that_the_providers_filter_holds_back_ends_itself_and_no_other():
+    replies = in_turn(FILTERED, Reply())
+    with serve(replies) as server, closing(UpstreamEngine(upstream_model(server.name))) as engine:
+        written = list(engine.generate([PROMPT] * 3, GREEDY))
+    assert (
+        sorted((one.finish_reason, one.text) for one in written)
+        == [("content_filter", "")] + [("stop", "Two days.")] * 2
+    )
+
+
+def test_a_client_is_told_that_the_providers_filter_held_its_answer_back(tmp_path):
+    with serve(in_turn(FILTERED)) as server, closing(Elsewhere(tmp_path, server)) as stack:
+        reply = stack.chat()
+        (choice,) = reply.json()["choices"]
+    assert (reply.status_code, choice["finish_reason"], choice["message"]["content"]) == (200, "content_filter", "")
+
+
+def test_answers_that_were_paid_for_are_kept_although_a_later_one_fails(tmp_path):
+    prompts = [rag.build_prompt(Prompt(chat="messages"), f"number {n:02}", []) for n in range(40)]
+    broken = [Reply(status=401)]
+
+    def reply(body):
+        return broken[0] if broken and body["messages"][-1]["content"].endswith("number 36") else Reply()
+
+    with serve(reply) as server:
+        release = Release("a", upstream_model(server.name), INDEX)
+        with closing(open_engine(release.model)) as engine:
+            asked = (prompts, release, GREEDY, engine, tmp_path / "answers.db")
+            with pytest.raises(Unavailable):
+                rag.generate(*asked)
+            broken.clear()
+            server.asked.clear()
+            assert rag.generate(*asked).keys() == set(prompts) and len(server.asked) == 4
 
 
 def test_what_an_engine_raises_survives_the_way_between_processes():
@@ -217,8 +288,7 @@ def test_an_upstream_is_another_artifact_by_address_model_or_declared_version():
 
 
 def test_the_key_stands_in_no_record_and_two_upstreams_share_no_kept_answer():
-    index = IndexVersion("a", "uri", "t", 1, "sum", "emb", "chunk", 1, 1, "snap")
-    one, other = (Release("a", upstream_model(f"http://a/v1#{name}"), index) for name in "mn")
+    one, other = (Release("a", upstream_model(f"http://a/v1#{name}"), INDEX) for name in "mn")
     assert KEY not in json.dumps(as_json(one)) and one.id != other.id
     with closing(open_engine(one.model)) as engine:
         assert KEY not in engine.version and one.model.uri in engine.version
@@ -233,6 +303,5 @@ def test_the_base_behind_an_upstream_is_found_by_its_name_and_by_what_a_model_sa
 
 
 def test_training_what_is_served_elsewhere_is_refused_with_what_to_do_instead():
-    index = IndexVersion("a", "uri", "t", 1, "sum", "emb", "chunk", 1, 1, "snap")
     with pytest.raises(ValueError, match="no adapter of ours can go: release it untuned"):
-        finetune(Snapshot("snap", "uri", "a", *[0] * 8), index, base="http://a/v1#m")
+        finetune(Snapshot("snap", "uri", "a", *[0] * 8), INDEX, base="http://a/v1#m")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -48,8 +48,11 @@ class Engine(Protocol):
     def stream(self, prompt: str, decoding: Decoding) -> Iterator[Piece]:
         """Pieces as they are written. The request starts with the first `next`; closing the iterator cancels it."""
 
-    def generate(self, prompts: Sequence[str], decoding: Decoding) -> list[Generation]:
-        """All prompts at once, batched; answers in the order of the prompts."""
+    def generate(self, prompts: Sequence[str], decoding: Decoding) -> Iterable[Generation]:
+        """All prompts at once, batched; answers in the order of the prompts.
+
+        Where each is paid for they come as they are there, so that a failure takes only those after it.
+        """
 
     def count(self, text: str) -> int:
         """How many tokens the model reads `text` as; role marks count as one each."""

@@ -26,16 +26,19 @@ from serving.schema import ANYTHING
 from settings import settings
 
 PATH = "/chat/completions"
-BATCH = 8
+BATCH, SLICE = 8, 32
+"""Prompts that are asked at once, and those among which a failure may lose the answers of others."""
 CONNECT_S = 10.0
 PATIENCE_S, BATCH_PATIENCE_S = 6.0, 300.0
 """How long one generation may wait in all between tries: while a client waits for it, and in an evaluation."""
 AGAIN = frozenset((408, 409, 429, 500, 502, 503, 504, 529))
 TO_DO = {
-    401: "; set PERENNIAL_UPSTREAM_KEY, and start the stack again",
-    403: "; set PERENNIAL_UPSTREAM_KEY to a key that may use this model, and start the stack again",
+    401: "; set PERENNIAL_UPSTREAM_KEY on every node, then stop and start the stack",
+    403: "; set PERENNIAL_UPSTREAM_KEY on every node to a key that may use this model, then stop and start the stack",
     404: "; give the address up to its /v1, and a model that is there",
 }
+INSTEAD = {"max_tokens": "max_completion_tokens", "temperature": "", "top_p": ""}
+"""What some models refuse, as OpenAI's that reason do, and what they are sent instead, '' for nothing."""
 ENDS = frozenset(("stop", "length", "content_filter", "tool_calls"))
 PLACE = re.compile(r"\w+://[^\s'\"]+|(?<!\w)/[\w.-]+/[\w./-]*")
 CHARACTERS_PER_TOKEN = 4
@@ -69,23 +72,33 @@ def untunable(model: Model) -> str:
     return f"{model.uri} is served elsewhere, where no adapter of ours can go" if model.engine == "upstream" else ""
 
 
+class Filtered(Exception):
+    """The provider's filter held this prompt back: it alone, and for good."""
+
+
 class UpstreamEngine:
-    """See serving.engine.Engine. Prompts are in the chat format `messages` (serving/chat.py)."""
+    """See serving.engine.Engine. Prompts are in the chat format `messages` (serving/chat.py).
+
+    An answer may take the request timeout, and in an evaluation at least BATCH_PATIENCE_S, from its beginning.
+    """
 
     def __init__(self, model: Model):
         url, self._name, _ = address(model.uri)
         self._key = settings().upstream_key or ""
         held = {"authorization": f"Bearer {self._key}"} if self._key else {}
-        silence = httpx.Timeout(settings().request_timeout_s, connect=CONNECT_S)
+        self._timeout_s = settings().request_timeout_s
+        silence = httpx.Timeout(self._timeout_s, connect=CONNECT_S)
         self._client = httpx.Client(base_url=url, headers=held, timeout=silence)
+        self._refused: frozenset[str] = frozenset()  # of INSTEAD
         self._threads = ThreadPoolExecutor(BATCH, thread_name_prefix="upstream")
         self.version = f"upstream {model.uri}"
 
     def stream(self, prompt: str, decoding: Decoding) -> Iterator[Piece]:
         return self._stream(prompt, decoding, PATIENCE_S)
 
-    def generate(self, prompts: Sequence[str], decoding: Decoding) -> list[Generation]:
-        return list(self._threads.map(lambda prompt: self._whole(prompt, decoding), prompts))
+    def generate(self, prompts: Sequence[str], decoding: Decoding) -> Iterator[Generation]:
+        for start in range(0, len(prompts), SLICE):
+            yield from self._threads.map(lambda prompt: self._whole(prompt, decoding), prompts[start : start + SLICE])
 
     def count(self, text: str) -> int:
         """An estimate: what the upstream counts is known only from its answers."""
@@ -101,25 +114,39 @@ class UpstreamEngine:
     def _whole(self, prompt: str, decoding: Decoding) -> Generation:
         start, first_s, pieces = time.perf_counter(), 0.0, []
         for piece in self._stream(prompt, decoding, BATCH_PATIENCE_S):
-            first_s = first_s or time.perf_counter() - start
-            pieces.append(piece)
+            if piece.text or piece.finish_reason:
+                first_s = first_s or time.perf_counter() - start
+                pieces.append(piece)
         text, last = "".join(piece.text for piece in pieces), pieces[-1]
         total_s = time.perf_counter() - start
         return Generation(text, last.prompt_tokens, last.tokens, last.finish_reason, first_s, total_s)
 
     def _stream(self, prompt: str, decoding: Decoding, patience_s: float) -> Iterator[Piece]:
-        """Pieces as they come; the last one waits for the usage, which follows the finish reason."""
+        try:
+            with self._answer(self._asked(prompt, decoding), patience_s) as response:
+                yield from self._read(prompt, decoding, response, max(self._timeout_s, patience_s))
+        except Filtered:
+            yield Piece("", 0, "content_filter")
+
+    def _read(self, prompt: str, decoding: Decoding, response: httpx.Response, most_s: float) -> Iterator[Piece]:
+        """Pieces as they come; the last one waits for the usage, which follows the finish reason.
+
+        A line without text is a piece without text: at each piece the generation can be cancelled.
+        """
         text, reason, usage, calls, declined = "", "", {}, {}, False
-        with self._answer(self._asked(prompt, decoding), patience_s) as response:
-            for event in self._events(response):
-                usage = event.get("usage") or usage
-                for choice in event.get("choices") or ():
-                    delta, reason = choice.get("delta") or {}, choice.get("finish_reason") or reason
-                    _gather(calls, delta.get("tool_calls") or ())
-                    declined = declined or bool(delta.get("refusal"))
-                    if new := delta.get("content") or delta.get("refusal"):
-                        text += new
-                        yield Piece(new, self.count(text))
+        until = time.monotonic() + most_s
+        for event in self._events(response):
+            if time.monotonic() > until:
+                raise Unavailable(f"{self._name} did not end its answer within {most_s:g} s")
+            new = ""
+            usage = event.get("usage") or usage
+            for choice in event.get("choices") or ():
+                delta, reason = choice.get("delta") or {}, choice.get("finish_reason") or reason
+                _gather(calls, delta.get("tool_calls") or ())
+                declined = declined or bool(delta.get("refusal"))
+                new += delta.get("content") or delta.get("refusal") or ""
+            text += new
+            yield Piece(new, self.count(text))
         if reason not in ENDS:
             raise Unavailable(f"{self._name} broke off: its stream ended with {reason or 'no finish reason'}")
         if decoding.json_schema and reason == "stop" and not (calls or declined or _is_json(text)):
@@ -143,7 +170,7 @@ class UpstreamEngine:
             offered = json.loads(decoding.tools)
             body["messages"] += offered.pop("messages")
             body |= offered
-        return body
+        return _instead(body, self._refused)
 
     @contextmanager
     def _answer(self, body: dict, patience_s: float) -> Iterator[httpx.Response]:
@@ -169,7 +196,10 @@ class UpstreamEngine:
             response.close()
 
     def _sent(self, body: dict) -> httpx.Response:
-        """One try: the answer as it begins. Raises ValueError where the request is at fault, else Unavailable."""
+        """One try: the answer as it begins. What of INSTEAD is refused is sent no more once that has helped.
+
+        Raises Filtered, ValueError where something else about the request is at fault, else Unavailable.
+        """
         try:
             response = self._client.send(self._client.build_request("POST", PATH, json=body), stream=True)
             if response.is_success:
@@ -178,23 +208,32 @@ class UpstreamEngine:
         except httpx.TransportError as error:
             away = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.RemoteProtocolError)
             raise Unavailable(f"{self._client.base_url} can not be reached: {error!r}", again=away) from error
-        told, status = self._told(response), response.status_code
+        (told, code), status = self._told(response), response.status_code
+        if status == 400 and code == "content_filter":
+            raise Filtered(told)
+        refused = frozenset(name for name in INSTEAD if name in body and f"'{name}'" in told and "support" in told)
+        if status == 400 and refused:
+            response = self._sent(_instead(body, refused))
+            self._refused |= refused
+            return response
         if status in (400, 413, 422):
             raise ValueError(told)
         said = f"{self._name} at {self._client.base_url} answered {status}: {told}{TO_DO.get(status, '')}"
         raise Unavailable(said, _retry_after(response.headers.get("retry-after", "")), status in AGAIN)
 
-    def _told(self, response: httpx.Response) -> str:
-        """What an error says for itself, short, and without places and the key: a client may read it."""
-        text = response.text
+    def _told(self, response: httpx.Response) -> tuple[str, str]:
+        """What an error says for itself, short, and without places and the key: a client may read it. And its code."""
+        text, code = response.text, ""
         with suppress(ValueError, TypeError, KeyError):
-            text = str(json.loads(text)["error"]["message"])
-        return PLACE.sub("[place]", text.replace(self._key, "[key]") if self._key else text)[:SHOWN]
+            error = json.loads(text)["error"]
+            text, code = str(error["message"]), str(error.get("code") or "")
+        return PLACE.sub("[place]", text.replace(self._key, "[key]") if self._key else text)[:SHOWN], code
 
     def _events(self, response: httpx.Response) -> Iterator[dict]:
-        """The JSON of each server-sent event up to [DONE]. Raises Unavailable for an error among them."""
+        """The JSON of each line with data up to [DONE], {} for another. Raises Unavailable for an error among them."""
         for line in _lines(response.iter_bytes()):
             if not line.startswith(b"data:"):
+                yield {}
                 continue
             if (data := line.removeprefix(b"data:").strip()) == b"[DONE]":
                 return
@@ -227,6 +266,12 @@ def _gather(calls: dict[int, dict], deltas: Sequence[dict]) -> None:
         call["id"] = call["id"] or delta.get("id") or ""
         call["function"]["name"] = call["function"]["name"] or made.get("name") or ""
         call["function"]["arguments"] += made.get("arguments") or ""
+
+
+def _instead(body: dict, refused: frozenset[str]) -> dict:
+    """`body` with what INSTEAD has for the names that are refused."""
+    named = ((INSTEAD[name] if name in refused else name, value) for name, value in body.items())
+    return {name: value for name, value in named if name}
 
 
 def _held_to(schema: dict) -> dict:
