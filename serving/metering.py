@@ -105,12 +105,13 @@ class Admission:
         self.pace_s = 0.0  # between two answers while there is something to answer; 0 before the first
         self._since = 0.0  # the last answer, or when the endpoint last became busy
 
-    def enter(self) -> Callable[[], None]:
-        """Take a place, and return what gives it back (once: calling it again changes nothing).
+    def enter(self, paced: bool = True) -> Callable[[], None]:
+        """Take a place, and return what gives it back (once: calling it again changes nothing). `paced`: whether it
+        waits for those who are inside.
 
         Raises Refused 429 when there is no place, with the seconds after which there should be one.
         """
-        wait = self.inside * self.pace_s - self.patience_s
+        wait = self.inside * self.pace_s - self.patience_s if paced else 0.0
         if self.inside >= self.limit or (self.inside >= LEAST and wait > 0):
             message = f"{self.inside} requests are being answered; try again in a moment"
             again = max(1, math.ceil(wait))

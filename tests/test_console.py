@@ -159,6 +159,8 @@ def test_beyond_loopback_the_page_opens_and_its_data_needs_a_key_with_scope_metr
         assert http.get(path).status_code == 401
         assert [http.get(path, headers=key).status_code for key in (ADMIN, *given)] == [200, 200, 403, 403]
         assert http.post(path, headers=ADMIN).status_code == 405, "nothing is changed from here"
+        refused = {http.get(path, headers=key).json()["error"]["code"] for key in given[1:]}
+        assert refused == set(re.findall(r'"(\w+)"', re.search(r"OTHER_KEY = (.*);", http.get("/console").text)[1]))
 
 
 def test_texts_of_people_are_shown_to_reviewers_alone(home, week):
