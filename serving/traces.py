@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import threading
 import time
+from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -136,8 +138,10 @@ class Traces:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         if assistant not in self._exporters:
-            headers = {} if self.url else {"x-mlflow-experiment-id": experiment(self.mlflow, assistant)}
-            url = self.url or f"{self.mlflow}/v1/traces"
+            headers, url = {}, self.url
+            if not url:
+                headers = credentials() | {"x-mlflow-experiment-id": experiment(self.mlflow, assistant)}
+                url = f"{self.mlflow}/v1/traces"
             self._exporters[assistant] = OTLPSpanExporter(url, headers=headers, timeout=EXPORT_S)
         return self._exporters[assistant]
 
@@ -163,14 +167,23 @@ def prune(mlflow: str, assistants: Iterable[str], days: float) -> None:
         log.warning("old traces stay in MLflow for now: %s", error)
 
 
+def credentials() -> dict[str, str]:
+    """The header that shows MLflow who asks, by the variables that its own client reads; nothing where none is set."""
+    user, password, token = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN"))
+    if user and password:
+        return {"authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
+    return {"authorization": f"Bearer {token}"} if token else {}
+
+
 def _known(mlflow: str, name: str) -> str | None:
-    asked = {"experiment_name": name}
-    found = httpx.get(f"{mlflow}/api/2.0/mlflow/experiments/get-by-name", params=asked, timeout=EXPORT_S)
+    asked = {"params": {"experiment_name": name}, "headers": credentials(), "timeout": EXPORT_S}
+    found = httpx.get(f"{mlflow}/api/2.0/mlflow/experiments/get-by-name", **asked)
     return None if found.status_code == 404 else found.raise_for_status().json()["experiment"]["experiment_id"]
 
 
 def _post(mlflow: str, what: str, body: dict) -> dict:
-    return httpx.post(f"{mlflow}/api/2.0/mlflow/{what}", json=body, timeout=EXPORT_S).raise_for_status().json()
+    asked = {"json": body, "headers": credentials(), "timeout": EXPORT_S}
+    return httpx.post(f"{mlflow}/api/2.0/mlflow/{what}", **asked).raise_for_status().json()
 
 
 # --- one request ------------------------------------------------------------------------------

@@ -28,17 +28,19 @@ class Collector:
 
     def __init__(self):
         self.requests, self.experiments, self.refuses, self.waits = [], {}, 0, None
-        self.deleted = []
+        self.deleted, self.shown = [], set()
         collector = self
 
         class Routes(BaseHTTPRequestHandler):
             def do_GET(self):
+                collector.shown.add(("GET", self.headers.get("authorization")))
                 name = self.path.split("=")[-1]
                 known = collector.experiments.get(name)
                 self.reply(200 if known else 404, {"experiment": {"experiment_id": known}})
 
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["content-length"]))
+                collector.shown.add((self.path.split("/")[-1], self.headers.get("authorization")))
                 if self.path.endswith("/experiments/create"):
                     name = json.loads(body)["name"]
                     collector.experiments[name] = str(len(collector.experiments) + 1)
@@ -294,6 +296,30 @@ def test_traces_past_the_retention_are_deleted_of_assistants_that_have_any(colle
     assert asked["experiment_id"] == "4" and set(collector.experiments) == {"helpdesk"}
     assert abs(asked["max_timestamp_millis"] / 1000 - (before - 30 * 86_400)) < 60
     prune("http://127.0.0.1:9", ["helpdesk"], days=30)
+
+
+BASIC = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "pass word"}
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({}, None),
+        ({"MLFLOW_TRACKING_TOKEN": "t0k"}, "Bearer t0k"),
+        (BASIC | {"MLFLOW_TRACKING_TOKEN": "t0k"}, "Basic YW5uOnBhc3Mgd29yZA=="),
+    ],
+)
+def test_mlflow_is_shown_its_credentials_and_another_collector_is_not(tmp_path, collector, monkeypatch, given, shown):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with traced(tmp_path, Traces(1.0, mlflow=collector.url)) as stack:
+        stack.chat()
+    prune(collector.url, ["helpdesk"], days=30)
+    assert collector.shown == {(what, shown) for what in ("GET", "create", "traces", "delete-traces")}
+    collector.shown.clear()
+    with traced(tmp_path, Traces(1.0, f"{collector.url}/elsewhere")) as stack:
+        stack.chat()
+    assert collector.shown == {("elsewhere", None)}
 
 
 @pytest.mark.stack
