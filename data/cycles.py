@@ -185,13 +185,14 @@ def _plain(deed: dict) -> dict:
 
 
 def _moved(diagnosis: dict | None, texts: bool) -> dict | None:
-    """The signals in alarm behind a diagnosis, and the other facts that were not as usual."""
+    """The signals in alarm behind a diagnosis, and the other facts that were not as usual: figures, yes or no, and what
+    is broken in our own words. Other texts may be people's, or name them."""
     if diagnosis is None:
         return None
-    evidence = dict(diagnosis["body"].get("evidence") or {})
-    signals = [alarmed(signal, texts) for signal in evidence.pop("signals", ())]
-    evidence.pop("budget", None), evidence.pop("questions", None), evidence.pop("replay", None)
-    return {"signals": signals, "facts": evidence}
+    evidence = diagnosis["body"].get("evidence") or {}
+    signals = [alarmed(signal, texts) for signal in evidence.get("signals", ())]
+    facts = {name: it for name, it in evidence.items() if name == "hard_broken" or isinstance(it, int | float)}
+    return {"signals": signals, "facts": facts}
 
 
 def alarmed(signal: dict, texts: bool) -> dict:

@@ -1,6 +1,7 @@
 """Ratings that are set aside: kept, but they count for nothing until a person gives them back. Each step is a decision.
 
 A voice is the owner of a key. What came without a key is the voice of the user it names, or of nobody in particular.
+A decision names voices in its body alone: its reason is shown to whoever may see figures.
 """
 
 from __future__ import annotations
@@ -40,8 +41,13 @@ def counted(ledger: Ledger, assistant: str, rows: Iterable[dict]) -> list[dict]:
 
 def set_aside(ledger: Ledger, assistant: str, voices: Sequence[str], why: str) -> None:
     """From now on nothing that these voices rated, or will rate, counts. Nothing is deleted."""
-    reason = f"ratings of {', '.join(voices)} are set aside: {why}"
+    reason = f"ratings of {many(voices)} are set aside: {why}"
     ledger.decide(assistant, KIND, None, "set aside", reason, {"voices": list(voices)})
+
+
+def many(voices: Sequence[str]) -> str:
+    """How many they are, in words that name nobody."""
+    return f"{len(voices)} voice{'s' * (len(voices) != 1)}"
 
 
 def give_back(ledger: Ledger, assistant: str, one: str, who: str, why: str = "") -> None:
@@ -49,5 +55,5 @@ def give_back(ledger: Ledger, assistant: str, one: str, who: str, why: str = "")
     known = aside(ledger, assistant)
     if one not in known:
         raise KeyError(f"nothing of {one!r} is set aside; set aside are: {', '.join(known) or 'nobody'}")
-    reason = f"ratings of {one} given back by {who}" + (f": {why}" if why else "")
+    reason = f"ratings of {many([one])} given back by {who}" + (f": {why}" if why else "")
     ledger.decide(assistant, KIND, None, "given back", reason, {"voices": [one], "by": who})

@@ -32,7 +32,7 @@ from data.records import (
 )
 
 # Part of every snapshot id: raise it when the same sources would give another snapshot.
-VERSION = "snapshot-4"
+VERSION = "snapshot-5"
 ROWS_IN_MEMORY = 4096
 # The `source` of quarantine rows that belong to no source file; it sorts behind every file name.
 NO_FILE = "\uffff"

@@ -31,7 +31,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     words.add_parser("resume", help="let them go on").add_argument("assistant")
     back = words.add_parser("give-back", help="let ratings that were set aside count again")
     back.add_argument("assistant")
-    back.add_argument("voice", help="whose, as the decision names them")
+    back.add_argument("voice", nargs="?", help="whose; without it, those that are set aside are listed")
     return parser.parse_args(given)
 
 
@@ -59,6 +59,8 @@ def run(ledger: Ledger, chosen: argparse.Namespace) -> str:
         return f"outbox row {chosen.number} is vetoed"
     if chosen.word == "list":
         return "\n".join(map(line, outbox.listed(ledger, chosen.assistant))) or "no remedy was asked for yet"
+    if chosen.word == "give-back" and not chosen.voice:
+        return "\n".join(quarantine.aside(ledger, chosen.assistant)) or "nothing is set aside"
     if chosen.word == "give-back":
         quarantine.give_back(ledger, chosen.assistant, chosen.voice, chosen.who, chosen.why)
         return f"ratings of {chosen.voice} count again"

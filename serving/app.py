@@ -181,7 +181,7 @@ def create_app(parts: Parts, chosen: Settings, token: str, threads: Executor) ->
     async def section(request: Request, chunk: str, model: str, user: str = "") -> dict:
         release, _ = resolve(router, model, user, request.state.key)
         asked = (release, chunk, router.tombstones(release.assistant), request.state.key.sees)
-        leave = admission.enter()
+        leave = admission.enter(paced=False)  # no model writes what is read here
         try:
             async with asyncio.timeout(chosen.request_timeout_s):
                 held = await asyncio.get_running_loop().run_in_executor(threads, parts.section, *asked)

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from data.records import Answer, Decoding, Filter, Generation, Hit, Model, Release, as_json
+from data.records import Answer, Decoding, Filter, Generation, Hit, Model, Prompt, Release, as_json
 from data.redaction import redact
 from data.requests import Logged
 from serving import rag, screens, semantic
@@ -34,9 +34,9 @@ Called in a thread."""
 class Exchange:
     """One admitted request. Iterate `deltas` to its end, then `answer` is there; `settle` runs whatever happens.
 
-    `allowed`: which chunks may be retrieved for it. `hits`: what was; `submitted_s`: seconds from arrival until the
-    prompt was handed to the engine, None where it never was. `cache`: answers that may be given again, None to have it
-    written anew.
+    `allowed`: which chunks may be retrieved for it. `prompt`: the release's as it stands for it (rag.standing), None
+    before `deltas`. `hits`: what was retrieved; `submitted_s`: seconds from arrival until the prompt was handed to the
+    engine, None where it never was. `cache`: answers that may be given again, None to have it written anew.
     """
 
     chat: Chat
@@ -48,6 +48,7 @@ class Exchange:
     timeout_s: float
     settle: Callable[[Logged], None]
     answer: Answer | None = None
+    prompt: Prompt | None = None
     hits: tuple[Hit, ...] = ()
     vector: np.ndarray | None = None
     submitted_s: float | None = None
@@ -88,7 +89,8 @@ class Exchange:
     ) -> AsyncIterator[str]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.timeout_s - (time.perf_counter() - self.arrived)
-        question, prompt, row = self.chat.question, rag.standing(self.release, tombstones).prompt, self.row
+        self.prompt = prompt = rag.standing(self.release, tombstones).prompt
+        question, row = self.chat.question, self.row
         row.queue_s = time.perf_counter() - self.arrived
         hits: tuple[Hit, ...] = ()
         if self.chat.searches:

@@ -109,12 +109,13 @@ class Admission:
         self._since = 0.0  # a request last ended, or when the endpoint last became busy
         self._answers = 0
 
-    def enter(self) -> Callable[[], None]:
-        """Take a place, and return what gives it back (once: calling it again changes nothing).
+    def enter(self, paced: bool = True) -> Callable[[], None]:
+        """Take a place, and return what gives it back (once: calling it again changes nothing). `paced`: whether it
+        waits for those who are inside.
 
         Raises Refused 429 when there is no place, with the seconds after which there should be one.
         """
-        wait = self.inside * self.pace_s - self.patience_s
+        wait = self.inside * self.pace_s - self.patience_s if paced else 0.0
         if self.inside >= self.limit or (self.inside >= LEAST and wait > 0):
             message = f"{self.inside} requests are being answered; try again in a moment"
             again = max(1, math.ceil(wait))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,8 +74,9 @@ class Question:
         return cls(plain, words, tuple(decisive(found)), names, ASKING & set(small))
 
 
-def needed(known: Question, asked: Question, reuse: Reuse) -> float:
-    """The cosine from which on the answer to `known` is one to `asked`; infinite where it never is.
+def needed(known: Question, asked: Question, reuse: Reuse, written: Set[str] = frozenset()) -> float:
+    """The cosine from which on the answer to `known` is one to `asked`; infinite where it never is. `written`: the
+    words of the passages that were found.
 
     A vector tells hardly anything of a number, a negation or a name: those have to be the same, in the same order, and
     so has what is asked for (who, when, how). Beyond that the same words in the same order need little, others a lot.
@@ -86,7 +87,9 @@ def needed(known: Question, asked: Question, reuse: Reuse) -> float:
         return np.inf
     if known.asking != asked.asking and known.asking and asked.asking:
         return np.inf
-    same = len(known.words) == len(asked.words) and all(map(_mistyped, known.words, asked.words))
+    same = len(known.words) == len(asked.words) and all(
+        _mistyped(*pair, written) for pair in zip(known.words, asked.words, strict=True)
+    )
     return reuse.same_words if same else reuse.other_words
 
 
@@ -95,11 +98,17 @@ def _named(one: Question, other: Question) -> bool:
     return [word for word in other.words if word in one.names] == list(one.names)
 
 
-def _mistyped(one: str, other: str) -> bool:
-    """Whether two words are one but for a letter too much or two in each other's place, not at the beginning."""
+def _mistyped(one: str, other: str, written: Set[str]) -> bool:
+    """Whether two words are one but for a letter too much or two in each other's place, not at the beginning. Two that
+    both stand in passages are two words (contract, contact)."""
     if one == other:
         return True
-    if one[0] != other[0] or min(len(one), len(other)) < TYPED or OSA.distance(one, other) > 1:
+    if (
+        {one, other} <= written
+        or one[0] != other[0]
+        or min(len(one), len(other)) < TYPED
+        or OSA.distance(one, other) > 1
+    ):
         return False
     return len(one) != len(other) or sorted(one) == sorted(other)
 
@@ -117,8 +126,8 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An answer that was given: what the engine wrote, the ids of the passages `shown` to it, and id and text of those
-    that the answer `cited`."""
+    """An answer that was given: what the engine wrote, the ids of the passages `shown` to it, those of worked examples
+    too, and id and text of those that the answer `cited`."""
 
     place: Place
     question: Question
@@ -138,8 +147,11 @@ class SemanticCache:
         self._next = 0
         self._vectors, self._places = np.zeros((0, 0), np.float32), np.zeros(most, np.int64)
 
-    def find(self, place: Place, question: Question, vector: np.ndarray, reuse: Reuse) -> Iterator[Kept]:
-        """Answers to what asks the same, in this place and not too old, those to the most similar questions first."""
+    def find(
+        self, place: Place, question: Question, vector: np.ndarray, reuse: Reuse, written: Set[str] = frozenset()
+    ) -> Iterator[Kept]:
+        """Answers to what asks the same, in this place and not too old, those to the most similar questions first.
+        `written`: as for `needed`."""
         if not self._kept:
             return
         here = np.flatnonzero(self._places[: len(self._kept)] == hash(place))
@@ -148,7 +160,7 @@ class SemanticCache:
             kept = self._kept[here[at]]
             if kept is None or kept.place != place or self.clock() - kept.at > reuse.hours * 3600:
                 continue
-            if cosines[at] >= needed(kept.question, question, reuse):
+            if cosines[at] >= needed(kept.question, question, reuse, written):
                 yield kept
 
     def keep(self, kept: Kept, vector: np.ndarray) -> None:
@@ -189,8 +201,9 @@ def given_again(exchange: Exchange, buried: frozenset[str]) -> Answer | None:
     if where is None:
         return None
     row.reuse, asked = "miss", Question.of(exchange.chat.question)
-    for kept in exchange.cache.find(where, asked, exchange.vector, exchange.release.reuse):
-        answer = rag.finish(exchange.chat.question, kept.generation, exchange.hits, exchange.release.prompt)
+    written = {token.lower() for hit in exchange.hits for token in tokens(hit.chunk.text)}
+    for kept in exchange.cache.find(where, asked, exchange.vector, exchange.release.reuse, written):
+        answer = rag.finish(exchange.chat.question, kept.generation, exchange.hits, exchange.prompt)
         if kept.shown.isdisjoint(buried) and _cited(answer) == kept.cited:
             row.reuse, row.reuse_of = "exact" if kept.question.plain == asked.plain else "similar", kept.response
             row.saved_prompt_tokens = kept.generation.prompt_tokens
@@ -204,7 +217,7 @@ def keep(exchange: Exchange) -> None:
     where, answer = place(exchange), exchange.answer
     if where is None or not answer.citations or answer.generation.finish_reason != "stop":
         return
-    shown = frozenset(hit.chunk.id for hit in answer.hits)
+    shown = frozenset(hit.chunk.id for hit in answer.hits) | {shot.chunk.id for shot in exchange.prompt.shots}
     asked = Question.of(exchange.chat.question)
     kept = Kept(where, asked, exchange.row.response, answer.generation, shown, _cited(answer), exchange.cache.clock())
     exchange.cache.keep(kept, exchange.vector)

@@ -4,16 +4,19 @@ Spans are made after the fact, in a thread, from what the request measured of it
 trace id and a queue put. By default they go to MLflow, each into the experiment of its assistant, beside its runs.
 
 Texts are redacted as in the request log. What only some may read stays out: a passage with an access label or a tenant
-is named, not shown. Who asked stays out too: a trace has the response id, by which the request log knows that.
+is named, not shown, and neither is an answer that may hold it. Who asked stays out too: a trace has the response id, by
+which the request log knows that.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import threading
 import time
+from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -36,6 +39,7 @@ log = logging.getLogger("perennial.traces")
 
 WAITING, BATCH = 500, 50
 """Traces that may wait, and that are sent together."""
+HIDDEN = "(only for some readers)"
 BATCH_S, EXPORT_S = 1.0, 5.0
 """How long a batch is waited for, and how long sending one may take, retries included."""
 
@@ -119,11 +123,12 @@ class Traces:
         for trace in batch:
             by_assistant[trace.exchange.row.assistant].append(trace)
         for assistant, traces in by_assistant.items():
-            made = [span for trace in traces for span in spans(trace)]
             try:
+                made = [span for trace in traces for span in spans(trace)]
                 sent = self._exporter(assistant).export(made) is SpanExportResult.SUCCESS
-            except (httpx.HTTPError, ValueError, KeyError) as error:  # MLflow did not say which experiment it is
-                log.warning("traces of %s are not sent: %s", assistant, error)
+            except Exception as error:  # whatever is wrong with these, the thread goes on with the next
+                ours = not isinstance(error, httpx.HTTPError)
+                log.warning("traces of %s are not sent: %s", assistant, error, exc_info=ours)
                 sent = False
             if not sent:
                 self.lost += len(traces)
@@ -133,8 +138,10 @@ class Traces:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         if assistant not in self._exporters:
-            headers = {} if self.url else {"x-mlflow-experiment-id": experiment(self.mlflow, assistant)}
-            url = self.url or f"{self.mlflow}/v1/traces"
+            headers, url = {}, self.url
+            if not url:
+                headers = credentials() | {"x-mlflow-experiment-id": experiment(self.mlflow, assistant)}
+                url = f"{self.mlflow}/v1/traces"
             self._exporters[assistant] = OTLPSpanExporter(url, headers=headers, timeout=EXPORT_S)
         return self._exporters[assistant]
 
@@ -160,14 +167,23 @@ def prune(mlflow: str, assistants: Iterable[str], days: float) -> None:
         log.warning("old traces stay in MLflow for now: %s", error)
 
 
+def credentials() -> dict[str, str]:
+    """The header that shows MLflow who asks, by the variables that its own client reads; nothing where none is set."""
+    user, password, token = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN"))
+    if user and password:
+        return {"authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
+    return {"authorization": f"Bearer {token}"} if token else {}
+
+
 def _known(mlflow: str, name: str) -> str | None:
-    asked = {"experiment_name": name}
-    found = httpx.get(f"{mlflow}/api/2.0/mlflow/experiments/get-by-name", params=asked, timeout=EXPORT_S)
+    asked = {"params": {"experiment_name": name}, "headers": credentials(), "timeout": EXPORT_S}
+    found = httpx.get(f"{mlflow}/api/2.0/mlflow/experiments/get-by-name", **asked)
     return None if found.status_code == 404 else found.raise_for_status().json()["experiment"]["experiment_id"]
 
 
 def _post(mlflow: str, what: str, body: dict) -> dict:
-    return httpx.post(f"{mlflow}/api/2.0/mlflow/{what}", json=body, timeout=EXPORT_S).raise_for_status().json()
+    asked = {"json": body, "headers": credentials(), "timeout": EXPORT_S}
+    return httpx.post(f"{mlflow}/api/2.0/mlflow/{what}", **asked).raise_for_status().json()
 
 
 # --- one request ------------------------------------------------------------------------------
@@ -238,7 +254,7 @@ def spans(trace: Trace) -> list[ReadableSpan]:
 
 def _about(exchange: Exchange) -> dict:
     row = exchange.row
-    reply = {"choices": [{"message": {"role": "assistant", "content": row.answer}}]}
+    reply = {"choices": [{"message": {"role": "assistant", "content": _shown_answer(exchange)}}]}
     return {
         "mlflow.spanType": "CHAIN",
         "mlflow.spanInputs": _json({"messages": [{"role": "user", "content": row.question}]}),
@@ -269,7 +285,7 @@ def _retrieval(exchange: Exchange) -> dict:
 
 
 def _prompt(exchange: Exchange, prompt: str) -> dict:
-    inputs = {"prompt": exchange.release.prompt.sha256, "passages": len(exchange.hits)}
+    inputs = {"prompt": exchange.prompt.sha256, "passages": len(exchange.hits)}
     return {
         "mlflow.spanType": "PARSER",
         "mlflow.spanInputs": _json(inputs | {"earlier_turns": len(exchange.chat.history)}),
@@ -280,7 +296,7 @@ def _prompt(exchange: Exchange, prompt: str) -> dict:
 def _generation(exchange: Exchange, prompt: str) -> dict:
     row, decoding, model = exchange.row, exchange.decoding, exchange.release.model
     asked = [{"role": "user", "parts": [{"type": "text", "content": prompt}]}]
-    said = [{"role": "assistant", "parts": [{"type": "text", "content": row.answer}]}]
+    said = [{"role": "assistant", "parts": [{"type": "text", "content": _shown_answer(exchange)}]}]
     reason = exchange.answer.generation.finish_reason if exchange.answer else None
     return {
         "gen_ai.operation.name": "chat",
@@ -303,13 +319,31 @@ def _shown_prompt(exchange: Exchange) -> str:
     history = exchange.chat.history
     if exchange.release.guard.redact_log:
         history = [turn | {"content": redact(turn["content"]).text} for turn in history]
+    if _confided(exchange):
+        history = [turn | {"content": HIDDEN} if turn["role"] == "assistant" else turn for turn in history]
     passages = [_open(hit.chunk) for hit in exchange.hits]
-    return rag.build_prompt(exchange.release.prompt, exchange.row.question, passages, history)
+    return rag.build_prompt(exchange.prompt, exchange.row.question, passages, history)
+
+
+def _shown_answer(exchange: Exchange) -> str:
+    return HIDDEN if exchange.row.answer and _confided(exchange) else exchange.row.answer
+
+
+def _confided(exchange: Exchange) -> bool:
+    """Whether answers in it, earlier ones too, may hold what only some may read. Which passages an earlier one was
+    written from is not known here, so one to a reader with rights of their own counts."""
+    allowed = exchange.allowed
+    earlier = bool(exchange.chat.history) and bool(allowed.labels or allowed.tenant)
+    return earlier or any(_closed(hit.chunk) for hit in exchange.hits)
+
+
+def _closed(chunk: Chunk) -> bool:
+    return bool(chunk.access or chunk.tenant)
 
 
 def _open(chunk: Chunk) -> Chunk:
     """The chunk, without its text where only some may read it."""
-    return replace(chunk, text="(only for some readers)") if chunk.access or chunk.tenant else chunk
+    return replace(chunk, text=HIDDEN) if _closed(chunk) else chunk
 
 
 def _json(value: object) -> str:

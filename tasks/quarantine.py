@@ -72,5 +72,5 @@ def set_aside(ledger: Ledger, assistant: str, voices: Sequence[str] = ()) -> str
     if not fresh:
         return "nothing to set aside: no few carry the bad ratings, or it was done already"
     quarantine.set_aside(ledger, assistant, fresh, reason)
-    whose = f"{len(fresh)} {'voice' if len(fresh) == 1 else 'voices'}, named in the ledger's decision"
-    return f"set aside the ratings of {whose}; python -m flows.remedies give-back lets them count again"
+    done = f"set aside the ratings of {quarantine.many(fresh)}"
+    return f"{done}; python -m flows.remedies give-back names them and lets them count again"

@@ -8,7 +8,7 @@ example (serving.rag).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,9 +46,10 @@ def worked_examples(
 
     embedder, index = load(embedder_folder()), open_index(live.index)
     tombstones = book.tombstones(live.assistant)
+    alone = replace(live.retrieval, section_characters=0)  # a shot is kept by its chunk's id, neighbours have their own
 
     def find(questions: Sequence[str]) -> list[tuple[Hit, ...]]:
-        return rag.retrieve_many(questions, index, embedder, live.retrieval, tombstones)
+        return rag.retrieve_many(questions, index, embedder, alone, tombstones)
 
     pairs = showable(said, snapshots.golden(snapshot), Corpus([], {}, snapshot.documents), find)
     wrong = [one.question for one in said if one.reviewed and votes.denied(one) is not None]

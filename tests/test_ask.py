@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from data.records import Chunk, Guard
-from serving import ask
+from serving import ask, metering
 from serving.rag import HISTORY_MESSAGES
 from tests.test_app import LIVE, Stack
 
@@ -94,6 +94,13 @@ def test_sections_wait_in_the_same_queue_as_questions(tmp_path):
     one = Stack(tmp_path, max_queued=1)
     for name, status in (("c1", 200), ("gone", 404), ("c1", 200)):
         assert one.get(f"/v1/sections/{name}?model=helpdesk").status_code == status
+
+
+def test_whoever_reads_a_source_does_not_wait_for_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(metering, "LEAST", 0)
+    slow = Stack(tmp_path, max_wait_s=-1.0)
+    assert slow.chat().status_code == 429
+    assert slow.get("/v1/sections/c1?model=helpdesk").status_code == 200
 
 
 def test_a_section_of_several_chunks_is_one_text_in_which_an_overlap_stands_once():

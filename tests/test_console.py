@@ -13,12 +13,15 @@ from urllib.parse import parse_qsl
 import pytest
 from starlette.testclient import TestClient
 
+from data import quarantine
+from data.requests import RequestLog
 from serving import keys
 from serving.app import Parts, create_app
 from serving.console import FILE, Views
 from serving.refused import Refused
 from serving.reports import Reports
 from settings import Settings
+from tasks.quarantine import set_aside
 from tests import histories
 from tests.histories import SCRIPT
 from tests.ledgers import new_ledger
@@ -156,6 +159,8 @@ def test_beyond_loopback_the_page_opens_and_its_data_needs_a_key_with_scope_metr
         assert http.get(path).status_code == 401
         assert [http.get(path, headers=key).status_code for key in (ADMIN, *given)] == [200, 200, 403, 403]
         assert http.post(path, headers=ADMIN).status_code == 405, "nothing is changed from here"
+        refused = {http.get(path, headers=key).json()["error"]["code"] for key in given[1:]}
+        assert refused == set(re.findall(r'"(\w+)"', re.search(r"OTHER_KEY = (.*);", http.get("/console").text)[1]))
 
 
 def test_texts_of_people_are_shown_to_reviewers_alone(home, week):
@@ -170,6 +175,24 @@ def test_texts_of_people_are_shown_to_reviewers_alone(home, week):
     told = read(http, "/handbook/cycles/remedy-2", **reviewer)["moved"]["signals"][1]["topics"][0]
     assert told["words"] == "parental leave" and told["examples"] == [SCRIPT]
     assert read(http, "/handbook/cycles/remedy-1", **metrics)["gates"][0]["report"] is None
+
+
+def test_whose_ratings_are_set_aside_is_not_told_to_who_may_see_figures_alone(tmp_path):
+    ledger, log = new_ledger(tmp_path, "handbook"), RequestLog(f"sqlite:///{tmp_path}/requests.db")
+    names = ["without a key: alice@example.com", "bob"]
+    said = set_aside(ledger, "handbook", names)
+    reason = "A few users carry 90% of the bad ratings: set them aside."
+    seen = {"row": "8", "reason": reason, "signals": [], "rating_alarm_users_share": 0.9}
+    broken = {"hard_broken": ["answers carry marks of a template"], "rating_alarm_voices": names}
+    histories.remedy(ledger, "quarantine_ratings", time.time(), 1.0, said, seen | broken)
+    quarantine.give_back(ledger, "handbook", "bob", "eve")
+    metrics = give(ledger, scopes=("metrics",))
+    http = client(tmp_path, ledger, log, "k", "http://team.example")
+    told = [read(http, path, **metrics) for path in ("", "/handbook", "/handbook/cycles/remedy-1")]
+    assert "alice" not in json.dumps(told) and "bob" not in json.dumps(told)
+    assert "ratings of 2 voices are set aside" in json.dumps(told[1])
+    assert told[2]["moved"]["facts"] == {"rating_alarm_users_share": 0.9, "hard_broken": broken["hard_broken"]}
+    log.close()
 
 
 @pytest.mark.parametrize("headers", [{"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}])

@@ -1,8 +1,11 @@
 """Ratings that a few users carry: who they are, what no longer counts, and that a person can give it back."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from data import feedback, quarantine, reviews
+from flows import by_hand
 from tasks import watch
 from tasks.guards import ROWS, Guards, Known
 from tasks.quarantine import carriers, set_aside
@@ -55,18 +58,23 @@ def test_what_is_set_aside_counts_for_nothing_until_it_is_given_back_and_is_neve
     for owner in ("mob", "ann"):
         book.add_feedback("wiki", "rel", "r", -1, None, owner=owner, question="Q?", answer="A")
     said = set_aside(book, "wiki", ["mob"])
-    assert "1 voice, named" in said and "give-back" in said
+    assert "1 voice;" in said and "give-back" in said
     rows = book.feedback("wiki")
     assert len(rows) == 2
     assert [r["owner"] for r in quarantine.counted(book, "wiki", rows)] == ["ann"]
     assert "done already" in set_aside(book, "wiki", ["mob"])
     decision = book.decisions("wiki", "quarantine")[0]
     assert (decision["verdict"], decision["body"]["voices"]) == ("set aside", ["mob"])
+    give_back = SimpleNamespace(word="give-back", assistant="wiki", voice=None)
+    assert by_hand.run(book, give_back) == "mob"
     with pytest.raises(KeyError, match="nothing of 'ann' is set aside; set aside are: mob"):
         quarantine.give_back(book, "wiki", "ann", "eve")
     quarantine.give_back(book, "wiki", "mob", "eve", "they were right")
     assert len(quarantine.counted(book, "wiki", rows)) == 2
     assert "given back by eve: they were right" in book.decisions("wiki", "quarantine")[0]["reason"]
+    assert by_hand.run(book, give_back) == "nothing is set aside"
+    reasons = [one["reason"] for one in book.decisions("wiki", "quarantine")]
+    assert len(reasons) == 2 and not any("mob" in one for one in (said, *reasons)), "a reason is shown to many"
 
 
 def test_votes_set_aside_are_not_trained_on_unless_a_reviewer_accepts_them(book):
@@ -76,7 +84,7 @@ def test_votes_set_aside_are_not_trained_on_unless_a_reviewer_accepts_them(book)
     feedback.review_feedback(book, 2, "accepted", "eve")
     rows = feedback.read(book, "wiki", find=lambda *_: {})
     refused = ROWS["set aside"](rows, Known(None, (), (), Guards(), {}))
-    assert list(refused) == [1] and "mob" in refused[1]
+    assert list(refused) == [1] and "1 voice" in refused[1]
 
 
 def test_by_hand_the_ratings_of_now_are_looked_at_against_what_is_usual(book):

@@ -9,7 +9,19 @@ import pytest
 import settings
 from data import embedding, feedback, reviews
 from data.feedback import Said
-from data.records import Answer, Chunk, Generation, GoldenQuestion, Hit, Prompt, Release, Shot, Sources, as_json
+from data.records import (
+    Answer,
+    Chunk,
+    ChunkSettings,
+    Generation,
+    GoldenQuestion,
+    Hit,
+    Prompt,
+    Release,
+    Shot,
+    Sources,
+    as_json,
+)
 from data.requests import Logged, RequestLog
 from data.store import open_index
 from serving import rag, router
@@ -129,6 +141,7 @@ def wiki(tmp_path, monkeypatch):
     words, pages = Words(), tmp_path / "docs"
     pages.mkdir()
     for name, text in PLACES.items():
+        text = f"{text}\n\nNobody waits for this page to load.\n\nAnd these are further words of it."
         (pages / f"{name}.md").write_text(f"# {name}\n## Limits\n{text}\n")
     (pages / "pay.md").write_text("---\naccess: hr\n---\n# pay\n## Limits\nEve earns 900 crowns.\n")
     (pages / "law.md").write_text("# law\n## Limits\nThe court sits in Brno.\n")
@@ -163,6 +176,18 @@ def test_examples_come_from_reviewed_feedback_and_show_only_what_everyone_may_re
     assert labels() == [*kept, more]
     book.bury("wiki", {gone}, set())
     assert labels() == kept, "nor what is deleted"
+
+
+def test_an_example_shows_its_own_chunk_alone_also_where_answers_see_its_neighbours(wiki):
+    book, snapshot, live = wiki
+    give(book, "When is the bin emptied?", "30 days"), give(book, "What lasts ten days?", "A link")
+    plain = worked_examples(book, live, snapshot, feedback.read(book, "wiki"))
+    small = build_index(snapshot, ChunkSettings(max_tokens=12, min_tokens=1))
+    wide = replace(live, index=small, retrieval=replace(live.retrieval, section_characters=5000))
+    texts = {chunk.id: chunk.text for chunk in open_index(small).chunks()}
+    shots = worked_examples(book, wide, snapshot, feedback.read(book, "wiki"))
+    assert len(shots) == len(plain) == 2
+    assert all(texts[shot.chunk.id] == shot.chunk.text for shot in shots)
 
 
 def test_recent_answers_are_listed_with_the_passages_they_were_given_from(wiki, monkeypatch):

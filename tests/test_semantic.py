@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.records import Chunk, Release, Reuse, as_json
+from data.records import Chunk, Prompt, Release, Reuse, Shot, as_json
 from serving import semantic
 from serving.keys import Key, digest
 from serving.semantic import Question, SemanticCache, needed
@@ -63,6 +63,11 @@ def written(stack) -> int:
         ("Is the trial enabled?", "Is the trial disabled?"),
         ("Was kostet das mit Rabatt?", "Was kostet das ohne Rabatt?"),
         ("Is it shared?", "Isn't it shared?"),
+        ("May it be shared internally?", "May it be shared externally?"),
+        ("What is the upper limit of transfers?", "What is the lower limit of transfers?"),
+        ("How do I import contacts?", "How do I export contacts?"),
+        ("Are incoming calls paid?", "Are outgoing calls paid?"),
+        ("How do I open my account?", "How do I close my account?"),
     ],
 )
 def test_a_number_a_negation_a_name_or_another_asking_word_is_never_the_same_question(known, asked):
@@ -95,6 +100,12 @@ def test_the_same_words_politely_in_small_letters_or_mistyped_need_little(known,
 )
 def test_other_words_or_another_order_need_a_lot(known, asked):
     assert needed(Question.of(known), Question.of(asked), Reuse()) == Reuse().other_words
+
+
+def test_two_words_of_the_passages_are_not_one_mistyped():
+    pair = Question.of("How long is a contract kept?"), Question.of("How long is a contact kept?")
+    assert needed(*pair, Reuse(), {"contract", "kept"}) == Reuse().same_words
+    assert needed(*pair, Reuse(), {"contract", "contact"}) == Reuse().other_words
 
 
 def test_the_same_question_needs_nothing():
@@ -211,6 +222,25 @@ def test_nothing_is_given_again_once_a_passage_it_was_written_from_is_deleted(st
         stack.buried = frozenset({buried})
         ask(stack)
     assert written(stack) == 3
+
+
+def test_nothing_is_given_again_once_a_worked_example_it_was_written_with_is_deleted(stack):
+    shot = Shot("When does Nice open?", "Never.", Chunk("s1", "c.md", "Offices", "Nice", "h", "Never."), 1)
+    stack.router.live = replace(REUSING, prompt=Prompt(shots=(shot,)))
+    ask(stack), ask(stack)
+    assert written(stack) == 1
+    stack.buried = frozenset({"s1"})
+    ask(stack)
+    assert written(stack) == 2
+
+
+@pytest.mark.parametrize(("text", "times"), [("Nice is closed.", 1), ("A contract names a contact.", 2)])
+def test_whether_a_word_is_mistyped_is_told_by_the_passages(stack, text, times):
+    stack.hits = (HITS[0], replace(HITS[1], chunk=replace(HITS[1].chunk, text=text)))
+    for question, vector in (("How long is the contract?", [1, 0]), ("How long is the contact?", [0.8, 0.6])):
+        stack.vector = np.array(vector, np.float32)
+        ask(stack, question)
+    assert written(stack) == times
 
 
 def test_nothing_is_given_again_where_its_source_is_not_found(stack):

@@ -13,10 +13,12 @@ from types import SimpleNamespace
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from data.records import Chunk, Prompt, Shot
 from serving import traces as module
+from serving.keys import Key, digest
 from serving.traces import Traces, prune
 from settings import settings
-from tests.test_app import HITS, TOKEN, Stack
+from tests.test_app import HITS, LIVE, TOKEN, Stack
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0{}"
 
@@ -26,17 +28,19 @@ class Collector:
 
     def __init__(self):
         self.requests, self.experiments, self.refuses, self.waits = [], {}, 0, None
-        self.deleted = []
+        self.deleted, self.shown = [], set()
         collector = self
 
         class Routes(BaseHTTPRequestHandler):
             def do_GET(self):
+                collector.shown.add(("GET", self.headers.get("authorization")))
                 name = self.path.split("=")[-1]
                 known = collector.experiments.get(name)
                 self.reply(200 if known else 404, {"experiment": {"experiment_id": known}})
 
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["content-length"]))
+                collector.shown.add((self.path.split("/")[-1], self.headers.get("authorization")))
                 if self.path.endswith("/experiments/create"):
                     name = json.loads(body)["name"]
                     collector.experiments[name] = str(len(collector.experiments) + 1)
@@ -91,9 +95,9 @@ def collector():
 
 
 @contextmanager
-def traced(folder, sent: Traces):
+def traced(folder, sent: Traces, **chosen):
     """The app with these traces; what waits has been sent when it ends."""
-    stack = Stack(folder, traces=sent)
+    stack = Stack(folder, traces=sent, **chosen)
     try:
         yield stack
     finally:
@@ -162,6 +166,48 @@ def test_texts_are_redacted_as_in_the_log_and_what_only_some_may_read_is_not_sho
     assert not any("ann" in str(value) for span in collector.spans for value in attributes(span).values())
 
 
+SECRET = Chunk("c9", "pay.md", "Pay", "Lyon", "h", "Lyon pays 9000 euros.", access="hr")
+
+
+def test_an_answer_from_a_passage_that_only_some_may_read_is_not_shown_anywhere(tmp_path, collector):
+    with traced(tmp_path, Traces(1.0, f"{collector.url}/v1/traces")) as stack:
+        stack.model.words = ("Lyon pays", " 9000 euros.")
+        for told in ({"access": "hr"}, {"access": "", "tenant": "acme"}):
+            stack.hits = (replace(HITS[0], chunk=replace(SECRET, **told)),)
+            before = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "It was 8000 euros before."}]
+            answer = stack.chat(messages=[*before, {"role": "user", "content": "And now?"}]).json()
+            assert "9000" in answer["choices"][0]["message"]["content"]
+        stack.model.fails_at = 2
+        stack.chat()
+    sent = str([asked for _, asked in collector.requests])
+    assert len(collector.spans) == 12 and "000 euros" not in sent and "Lyon pays" not in sent
+    assert "8000 euros" in stack.model.asked[0][1] and "And now?" in sent
+
+
+def test_earlier_answers_to_a_reader_with_rights_of_their_own_are_not_shown(tmp_path, collector):
+    known = {digest("bob"): Key("key-bob", "bob", labels=("hr",)), digest("dan"): Key("key-dan", "dan")}
+    with traced(tmp_path, Traces(1.0, f"{collector.url}/v1/traces"), api_key="admin") as stack:
+        stack.router.keys, stack.model.words = known, ("As I said,", " 9000 euros.")
+        before = [{"role": "user", "content": "Pay?"}, {"role": "assistant", "content": "Lyon pays 9000 euros."}]
+        for who, shown in (("bob", 0), ("dan", 3)):  # the answer, the prompt and the generation
+            collector.requests.clear()
+            asked = [*before, {"role": "user", "content": "And when does Lyon open?"}]
+            stack.chat(headers={"authorization": f"Bearer {who}"}, messages=asked)
+            wait_until(lambda: collector.spans)
+            assert sum("9000" in str(attributes(span)) for span in collector.spans) == shown, who
+
+
+def test_a_worked_example_that_was_deleted_is_not_in_the_prompt_that_is_shown(tmp_path, collector):
+    shots = tuple(Shot("Where?", f"In {town}.", Chunk(id, "a.md", "A", "A", "h", f"In {town}."), 1)
+                  for town, id in (("Lyon", "c1"), ("Atlantis", "dead")))  # fmt: skip
+    with traced(tmp_path, Traces(1.0, f"{collector.url}/v1/traces")) as stack:
+        stack.router.live = replace(LIVE, prompt=Prompt(shots=shots))
+        stack.chat()
+    assert shown(collector.spans[2]) == stack.model.asked[0][1]
+    sent = str([asked for _, asked in collector.requests])
+    assert "In Lyon." in sent and "Atlantis" not in sent
+
+
 def test_a_share_is_traced_and_every_request_that_failed(tmp_path, collector):
     sent = Traces(1e-9, f"{collector.url}/v1/traces")
     with traced(tmp_path, sent) as stack:
@@ -222,6 +268,17 @@ def test_nobody_at_the_other_end_is_a_lost_trace_and_no_more(tmp_path):
     assert sent.lost == 1
 
 
+def test_a_trace_that_can_not_be_made_is_lost_and_the_next_one_is_sent(tmp_path, collector, monkeypatch):
+    made, sent = module.spans, Traces(1.0, f"{collector.url}/v1/traces")
+    monkeypatch.setattr(module, "spans", lambda trace: 1 / 0)
+    with traced(tmp_path, sent) as stack:
+        stack.chat()
+        wait_until(lambda: sent.lost == 1)
+        monkeypatch.setattr(module, "spans", made)
+        stack.chat()
+    assert sent.lost == 1 and len(collector.spans) == 4
+
+
 def test_a_request_without_retrieval_has_no_span_of_one(tmp_path, collector):
     with traced(tmp_path, Traces(1.0, f"{collector.url}/v1/traces")) as stack:
         stack.chat(retrieval="off")
@@ -239,6 +296,30 @@ def test_traces_past_the_retention_are_deleted_of_assistants_that_have_any(colle
     assert asked["experiment_id"] == "4" and set(collector.experiments) == {"helpdesk"}
     assert abs(asked["max_timestamp_millis"] / 1000 - (before - 30 * 86_400)) < 60
     prune("http://127.0.0.1:9", ["helpdesk"], days=30)
+
+
+BASIC = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "pass word"}
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({}, None),
+        ({"MLFLOW_TRACKING_TOKEN": "t0k"}, "Bearer t0k"),
+        (BASIC | {"MLFLOW_TRACKING_TOKEN": "t0k"}, "Basic YW5uOnBhc3Mgd29yZA=="),
+    ],
+)
+def test_mlflow_is_shown_its_credentials_and_another_collector_is_not(tmp_path, collector, monkeypatch, given, shown):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with traced(tmp_path, Traces(1.0, mlflow=collector.url)) as stack:
+        stack.chat()
+    prune(collector.url, ["helpdesk"], days=30)
+    assert collector.shown == {(what, shown) for what in ("GET", "create", "traces", "delete-traces")}
+    collector.shown.clear()
+    with traced(tmp_path, Traces(1.0, f"{collector.url}/elsewhere")) as stack:
+        stack.chat()
+    assert collector.shown == {("elsewhere", None)}
 
 
 @pytest.mark.stack
