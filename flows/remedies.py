@@ -106,7 +106,7 @@ def reprompt(
         shots = choose_shots(book, live, snapshot, heard(book, name), few)
         if not shots:
             said = f"not reprompted: fewer than {few.fewest} reviewed pairs may be shown; collect labels first"
-            claim.note(said)
+            settle(claim, said)
             report.alert(name, said)
             return Completed(name="TooFew", message=said)
         candidate = replace(live, prompt=replace(live.prompt, shots=shots))
@@ -140,7 +140,7 @@ def rollback(
         about = {"release": bad.id, "outbox": claim.outbox, "kind": "rollback"}
         events.emit("perennial.release.rolledback", name, **about, reason=f"gone back to {back.id}")
         mirror(back.id, return_state=True)
-        claim.note(f"from {bad.id} to {back.id}")
+        settle(claim, f"from {bad.id} to {back.id}", back.id)
     gates = precedents.gates(book, name)
     decision = decide_gate(evaluate_release(back, bad, "rollback", snapshot), "rollback", gates)
     if decision.verdict == "reject":
@@ -158,14 +158,21 @@ def recalibrate(
     """Compare the judge, as it is now, with what people labelled; what is live stays as it is.
 
     `labels`: a file of more of them (JSON lines). A judge that no longer agrees with people is advisory from here on.
+    Where there are no labels at all, answers are listed to be labelled, and what was known of the judge stands.
     """
     with claimed("recalibrate", assistant, outbox, brakes) as claim:
         if claim is None:
             return skipped()
         known = [Labelled.of(label) for label in reviews.labels(ledger(), claim.assistant)]
-        found = compare(claim.assistant, known + (read_labels(labels) if labels else []))
+        known += read_labels(labels) if labels else []
+        if not known:
+            ask_labels(claim.assistant)
+            said = "nobody labelled an answer yet; what was known of the judge stands"
+            settle(claim, said)
+            return Completed(name="Asked", message=said)
+        found = compare(claim.assistant, known)
         report.calibration(claim.assistant, found)
-        claim.note(found.says())
+        settle(claim, found.says())
         if not found.passed:
             report.alert(claim.assistant, found.says())
         if found.items < Rules().items:
@@ -186,7 +193,7 @@ def collect(
             return skipped()
         live, _ = live_pointer(claim.assistant)
         said = collect_answers(ledger(), live, known_snapshot(claim.assistant), collecting)
-        claim.note(said)
+        settle(claim, said)
     return Completed(name="Asked", message=said)
 
 
@@ -197,7 +204,7 @@ def quarantine_ratings(assistant: str | None = None, outbox: int | None = None, 
         if claim is None:
             return skipped()
         said = quarantine.set_aside(ledger(), claim.assistant, claim.body.get("voices", ()))
-        claim.note(said)
+        settle(claim, said)
         report.alert(claim.assistant, said)
     return Completed(name="SetAside", message=said)
 
@@ -248,11 +255,17 @@ def claimed(kind: str, assistant: str | None, outbox: int | None, brakes: Brakes
     return remedy.claimed(book, outbox, str(flow_run.get_id()), brakes)
 
 
+def settle(claim: Claim, said: str, release: str | None = None) -> None:
+    """Note what came of a remedy, and send it: a sentence, and the release where it is about one."""
+    claim.note(said)
+    about = {"release": release, "outbox": claim.outbox, "kind": claim.kind}
+    events.emit("perennial.remedy.concluded", claim.assistant, **about, reason=said)
+
+
 def conclude(claim: Claim, decision: Decision) -> None:
-    """Note what came of a remedy; one that was refused is told to a person, one that was taken back is tried again."""
-    claim.note(decision.reason)
-    about = {"release": decision.release, "outbox": claim.outbox, "kind": claim.kind}
-    events.emit("perennial.remedy.concluded", claim.assistant, **about, reason=decision.reason)
+    """Settle a remedy by what its candidate came to; one that was refused is told to a person, one that was taken back
+    is tried again."""
+    settle(claim, decision.reason, decision.release)
     if decision.verdict == "rolledback":
         claim.again(decision.reason)
     elif not decision.accepted:

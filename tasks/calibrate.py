@@ -78,16 +78,17 @@ class Bias(Record):
 class Calibration(Record):
     """How a judge (`version`) agrees with people on `items` answers; `unmeasured` of them it gave no verdict on.
 
-    `kappa` (Cohen 1960), true positive and true negative rate. `lacking`: why it does not agree well enough to be heard
-    at all. `biased`: what keeps its own figures from being trusted; labels of the answers in question correct that.
+    `kappa` (Cohen 1960), true positive and true negative rate; None where nothing tells them. `lacking`: why it does
+    not agree well enough to be heard at all. `biased`: what keeps its own figures from being trusted; labels of the
+    answers in question correct that.
     """
 
     version: str
     items: int
     unmeasured: int
-    kappa: float
-    true_positives: float
-    true_negatives: float
+    kappa: float | None
+    true_positives: float | None
+    true_negatives: float | None
     bias: tuple[Bias, ...]
     lacking: tuple[str, ...]
     biased: tuple[str, ...] = ()
@@ -138,10 +139,11 @@ def calibrate(
     lacking, biased = [], []
     if len(measured) < rules.items:
         lacking.append(f"{len(measured)} labelled answers with a verdict, {rules.items} are needed")
-    if not kappa >= rules.kappa:
-        lacking.append(f"kappa {kappa:.2f}, {rules.kappa:.2f} is needed")
-    if not negatives >= rules.true_negatives:
-        lacking.append(f"it finds {negatives:.0%} of the wrong answers, {rules.true_negatives:.0%} are needed")
+    if kappa is None or kappa < rules.kappa:
+        lacking.append(f"kappa {shown(kappa, '.2f')}, {rules.kappa:.2f} is needed")
+    if negatives is None or negatives < rules.true_negatives:
+        found = shown(negatives, ".0%")
+        lacking.append(f"it finds {found} of the wrong answers, {rules.true_negatives:.0%} are needed")
     if not bias:
         biased.append("no question was answered by two systems, so nobody knows whether it favours one")
     if short := [one for one in bias if one.n < one.needed]:
@@ -161,9 +163,9 @@ def markdown(found: Calibration, rules: Rules = Rules()) -> str:
     lines = [found.says(), "", "| agreement with people | found | needed |", "|---|---|---|"]
     lines += [
         f"| labelled answers with a verdict ({found.unmeasured} without) | {found.items} | {rules.items} |",
-        f"| kappa | {found.kappa:.2f} | {rules.kappa:.2f} |",
-        f"| right answers found | {found.true_positives:.0%} | |",
-        f"| wrong answers found | {found.true_negatives:.0%} | {rules.true_negatives:.0%} |",
+        f"| kappa | {shown(found.kappa, '.2f')} | {rules.kappa:.2f} |",
+        f"| right answers found | {shown(found.true_positives, '.0%')} | |",
+        f"| wrong answers found | {shown(found.true_negatives, '.0%')} | {rules.true_negatives:.0%} |",
     ]
     if found.bias:
         lines += [
@@ -177,21 +179,25 @@ def markdown(found: Calibration, rules: Rules = Rules()) -> str:
     return "\n".join(lines)
 
 
-def cohen(said: np.ndarray, label: np.ndarray) -> float:
-    """Cohen's kappa of two series of 0 and 1; NaN where both say the same of everything.
+def cohen(said: np.ndarray, label: np.ndarray) -> float | None:
+    """Cohen's kappa of two series of 0 and 1; None where both say the same of everything.
 
     >>> round(cohen(np.array([1, 1, 0, 0]), np.array([1, 0, 0, 0])), 2)
     0.5
     """
     if not len(said):
-        return math.nan
+        return None
     agreed, ours, theirs = float(np.mean(said == label)), float(said.mean()), float(label.mean())
     by_chance = ours * theirs + (1 - ours) * (1 - theirs)
-    return (agreed - by_chance) / (1 - by_chance) if by_chance < 1 else math.nan
+    return (agreed - by_chance) / (1 - by_chance) if by_chance < 1 else None
 
 
-def rate(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else math.nan
+def rate(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def shown(value: float | None, form: str) -> str:
+    return "unknown" if value is None else format(value, form)
 
 
 def biases(items: Sequence[Labelled], said: np.ndarray, rules: Rules) -> tuple[Bias, ...]:

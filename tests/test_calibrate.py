@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data import reviews
+from data.records import as_json
 from flows import monitor
 from flows.calibrate import compare, measure
 from flows.calibrate import main as calibrate_command
@@ -100,7 +101,14 @@ def test_unmeasured_items_are_counted_and_left_out():
 def test_kappa_is_agreement_beyond_chance():
     assert cohen(np.array([1, 0, 1, 0]), np.array([1, 0, 1, 0])) == 1.0
     assert cohen(np.array([1, 0, 0, 1]), np.array([1, 1, 0, 0])) == 0.0
-    assert math.isnan(cohen(np.ones(3), np.ones(3)))
+    assert cohen(np.ones(3), np.ones(3)) is None
+
+
+def test_what_labels_of_one_kind_cannot_tell_is_stored_as_unknown():
+    found = calibrate([Labelled(f"q{n}", ("x",), "x", "a", 1) for n in range(4)], [1.0] * 4, VERSION)
+    assert (found.kappa, found.true_positives, found.true_negatives) == (None, 1.0, None)
+    assert "kappa unknown" in found.says() and "| kappa | unknown | 0.60 |" in markdown(found)
+    assert Calibration.of(json.loads(json.dumps(as_json(found), allow_nan=False))) == found
 
 
 def test_a_file_of_labels_is_read_and_a_wrong_line_is_named(tmp_path):

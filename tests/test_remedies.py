@@ -17,6 +17,7 @@ from tests.ledgers import go_live, new_ledger, release
 
 SNAPSHOT = Snapshot("snap", "uri", "wiki", *[0] * 8)
 SHOT = Shot("When?", "30 days", Chunk("c1", "bin.md", "Bin", "Limits", "h", "After 30 days."), 1)
+SETTLED = ("collect", "quarantine_ratings", "reprompt", "recalibrate", "rollback")
 OWN = remedies.GateSettings(margin=0.1, approval_hours=24)
 
 
@@ -142,7 +143,7 @@ class Bench:
         self.book, self.live = new_ledger(folder), live or release()
         self.book.register(Sources("wiki", "docs"), as_json(SNAPSHOT))
         go_live(self.book, self.live)
-        work_on(self.book, monkeypatch)
+        self.sent = work_on(self.book, monkeypatch)
         self.released, self.alerts = [], []
         monkeypatch.setattr(remedies, "release_candidate", self.release)
         monkeypatch.setattr(remedies, "heard", lambda *_: ())
@@ -196,6 +197,26 @@ def test_collect_and_quarantine_touch_nothing_live_and_note_what_they_did(bench,
     assert bench.released == [] and bench.book.assistant("wiki")["live_seq"] == 1
 
 
+def test_every_remedy_that_has_run_says_what_came_of_it_in_one_event(bench, monkeypatch):
+    monkeypatch.setattr(remedies, "collect_answers", lambda *_: "9 answers listed")
+    monkeypatch.setattr(remedies, "choose_shots", lambda *_: ())
+    monkeypatch.setattr(remedies.review, "ask", lambda *_: 9)
+    for step, does in (("warm", None), ("smoke", ""), ("mirror", None), ("evaluate_release", None)):
+        monkeypatch.setattr(remedies, step, lambda *_, does=does, **__: does)
+    monkeypatch.setattr(remedies.evaluate, "smoke_questions", lambda *_: ["?"])
+    monkeypatch.setattr(remedies, "decide_gate", lambda *_: Decision("promote", "Not worse.", bench.live.id))
+    go_live(bench.book, release(model="c"))
+    seqs = [bench.book.open_remedy("wiki", kind, "x", {"voices": ["mob"]}) for kind in SETTLED]
+    for kind, seq in zip(SETTLED, seqs, strict=True):
+        getattr(remedies, kind).fn(outbox=seq)
+    sent = [about for event, about in bench.sent if event == "perennial.remedy.concluded"]
+    notes = [row["note"] for row in bench.book.outbox("wiki")]
+    assert [(about["kind"], about["outbox"], about["reason"]) for about in sent] == list(
+        zip(SETTLED, seqs, notes, strict=True)
+    )
+    assert [about["release"] for about in sent if about["kind"] == "rollback"] == [bench.book.live()["wiki"].live.id]
+
+
 def labelled(book, rows):
     answers = [{"question": q, "references": ["x"], "answer": said, "arm": arm} for q, said, arm, _ in rows]
     reviews.ask_labels(book, "wiki", answers)
@@ -216,6 +237,14 @@ def test_recalibrate_compares_the_judge_with_the_labels_there_are_and_says_when_
     assert "it advises" in bench.alerts[0] and "it advises" in bench.row["note"]
     assert listed == [(bench.live.id, 200)], "too few labels: answers with references are listed"
     assert bench.released == [] and bench.book.assistant("wiki")["live_seq"] == 1
+
+
+def test_without_a_label_recalibrate_asks_for_some_and_leaves_the_judge_as_it_was_known(bench, monkeypatch):
+    monkeypatch.setattr(remedies, "compare", lambda *_: pytest.fail("there is nothing to compare with"))
+    listed = []
+    monkeypatch.setattr(remedies.review, "ask", lambda book, of, items: listed.append(of))
+    assert remedies.recalibrate.fn("wiki").name == "Asked"
+    assert listed == [bench.live.id] and "nobody labelled" in bench.row["note"] and bench.alerts == []
 
 
 def test_what_a_person_asked_for_by_hand_is_the_row_that_a_flow_started_by_hand_takes(bench, monkeypatch):
