@@ -24,10 +24,10 @@ def ask(ledger: Ledger, assistant: str, kind: str, who: str = "", why: str = "",
         raise ValueError(f"no remedy {kind!r}; there are {', '.join(KINDS)}")
     if ledger.assistant(assistant)["live_release"] is None:
         raise ValueError(f"{assistant!r} has nothing live yet; run its lifecycle first")
-    for row in ledger.outbox(assistant, ("open",)):
-        if row["kind"] == kind and by_hand(row) and all(row["body"].get(name) == more[name] for name in more):
-            return row["seq"]
     body = {"asked": MANUAL, "by": who, "reason": why} | more
+    for row in ledger.outbox(assistant, ("open",)):
+        if row["kind"] == kind and by_hand(row) and row["body"] | {"by": who, "reason": why} == body:
+            return row["seq"]
     seq = ledger.open_remedy(assistant, kind, f"{MANUAL} {time.time_ns()}", body)
     assert seq is not None, "a cause by hand is new every time"
     return seq

@@ -48,6 +48,8 @@ def test_a_remedy_asked_for_twice_before_it_starts_is_one_row(ledger):
     first = outbox.ask(ledger, "wiki", "rollback", "ann", "worse since noon", to="rel-1")
     assert outbox.ask(ledger, "wiki", "rollback", "bob", to="rel-1") == first
     assert outbox.ask(ledger, "wiki", "rollback", "bob", to="rel-2") != first
+    plain = outbox.ask(ledger, "wiki", "rollback", "bob", "worse since noon")
+    assert plain != first and outbox.ask(ledger, "wiki", "rollback", "eve") == plain, "to wherever is not to rel-1"
     row = outbox.listed(ledger, "wiki")[-1]
     assert (row["number"], row["by"], row["reason"]) == (first, "ann", "worse since noon")
 
