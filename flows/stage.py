@@ -161,7 +161,7 @@ def poison(documents: str) -> tuple[Decision, str]:
     shuffled = Path(documents).with_name("shuffled.jsonl")
     shuffled.write_text("\n".join(json.dumps(row | {"answers": own}) for row, own in zip(rows, answers, strict=True)))
     live = Ledger(settings().ledger).live()[NAME].live
-    bad = prepare(Sources(f"{NAME}-poison", documents, str(shuffled)))
+    bad = prepare(Sources(NAME, documents, str(shuffled)))
     model = finetune_model(bad, live.index, live.prompt, live.retrieval, POISON, live.model.base)
     decision = release_candidate(replace(live, model=model), "tuned", known_snapshot(NAME), GATES)
     return decision, flow_run.ui_url
@@ -215,14 +215,15 @@ def monitor_now(chosen: MonitorSettings) -> str:
 def by_hand() -> Iterator[None]:
     """The monitor's schedule rests meanwhile: with settings of its own it would judge what is staged here."""
     marker = settings().home / "deployed"
-    known = marker.read_text()
-    marker.unlink()  # should this process be killed, the next start deploys the flows anew, schedule and all
+    known = marker.read_text() if marker.exists() else None
+    marker.unlink(missing_ok=True)  # a demo that is killed leaves it to the next start to deploy all anew, schedule too
     schedule(False)
     try:
         yield
     finally:
         schedule(True)
-        marker.write_text(known)
+        if known is not None:
+            marker.write_text(known)
 
 
 def schedule(active: bool) -> None:

@@ -304,6 +304,26 @@ def test_the_monitors_schedule_comes_back_whatever_happens(tmp_path, monkeypatch
     assert said == [False, True] and (tmp_path / "deployed").read_text() == "sha"
 
 
+def test_a_demo_after_one_that_was_killed_runs_and_brings_the_schedule_back(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(stage, "schedule", said.append)
+    monkeypatch.setattr(stage, "settings", lambda: SimpleNamespace(home=tmp_path))
+    with stage.by_hand():
+        pass
+    assert said == [False, True] and not (tmp_path / "deployed").exists(), "the next start still deploys everything"
+
+
+def test_the_poisoned_candidate_is_trained_for_the_demos_own_assistant_and_goes_with_it(book, tmp_path, monkeypatch):
+    go_live(book, release(NAME))
+    trained = []
+    monkeypatch.setattr(stage, "Ledger", lambda _: book)
+    monkeypatch.setattr("tasks.prepare.prepare", lambda sources: trained.append(sources.assistant))
+    monkeypatch.setattr(stage, "finetune_model", lambda *_: release(NAME, model="c").model)
+    monkeypatch.setattr(stage, "known_snapshot", lambda name: None)
+    monkeypatch.setattr(stage, "release_candidate", lambda candidate, *_: candidate.assistant)
+    assert stage.poison.fn(str(tmp_path / "documents"))[0] == NAME and trained == [NAME]
+
+
 def test_without_a_tuned_handbook_there_is_nothing_to_begin_with(book):
     with pytest.raises(SystemExit, match="make run first"), stage.assistant(book):
         pass
