@@ -87,7 +87,12 @@ def lifecycle(
         if not (bootstrap.accepted and learns):
             return named(bootstrap)
     elif not learns and all(base.sha256 == live.model.base for base in elsewhere):
-        return named(release_candidate(replace(live, index=version), "reindex", snapshot, gates))
+        candidate = replace(live, index=version, reuse=reuse)
+        if elsewhere:  # worked examples stay: no model has learnt them
+            own = replace(prompt, chat=live.prompt.chat, shots=prompt.shots or live.prompt.shots)
+            candidate = replace(candidate, prompt=own, retrieval=retrieval)
+        kind = "reindex" if evaluate.changed_parts(candidate, live) <= {"index"} else "reprompt"
+        return named(release_candidate(candidate, kind, snapshot, gates))
     trained = [
         finetune_model(snapshot, version, replace(prompt, chat=base.chat), retrieval, training, base.sha256)
         if base.tunable
@@ -149,7 +154,10 @@ def judged(
 
 
 def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapshot, gates: GateSettings) -> Decision:
-    """The gate's decision on a candidate against the live release; one on record for the pair is read, not redone."""
+    """The gate's decision on a candidate against the live release; one on record for the pair is read, not redone.
+
+    People are asked about a candidate that is held: to approve it, and to label answers that the judge finds worse.
+    """
     book = ledger()
     if (known := precedents.decided(book, candidate, live, snapshot, kind)) is not None:
         return known
@@ -158,8 +166,8 @@ def gated(candidate: Release, live: Release | None, kind: str, snapshot: Snapsho
     heard = objection.heard(book, evaluation, gates)
     decision = decide_gate(evaluation, kind, gates, judged, looks, heard)
     book.decide_gate(candidate.assistant, decision)
-    reviews.ask_labels(book, candidate.assistant, heard.unlabelled)
     if decision.verdict == "hold":
+        reviews.ask_labels(book, candidate.assistant, heard.unlabelled)
         reviews.ask_held(book, candidate.assistant, decision)
     report.gate(decision, precedents.untuned(book, decision))
     return decision

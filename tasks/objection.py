@@ -35,7 +35,8 @@ LABELS = {"accepted": 1, "corrected": 0, "discarded": UNKNOWN}
 @dataclass(frozen=True)
 class Objection(Record):
     """`says`: a sentence for the decision, '' where no judge was asked. `interval`: only where it keeps the candidate
-    back, its verdict 'reject' or 'hold'. `unlabelled`: answers for people to label, see data.reviews.ask_labels.
+    back, its verdict 'reject' or 'hold'. `unlabelled`: answers for people to label where the gate holds the candidate,
+    see data.reviews.ask_labels; one that it promotes or rejects needs no label any more.
     """
 
     says: str = ""
@@ -136,7 +137,7 @@ def weigh(found: Sequence[Answered], version: str, rules: Rules = Rules()) -> Ob
         if alone.upper >= 0:
             return Objection(f"The judge {version} does not find it worse, and does not vote: {need}.")
         asked = unlabelled(differ, rules)
-        waits = f"{len(asked)} answers wait for a label in the review queue"
+        waits = f"Where the candidate is held, {len(asked)} answers wait for a label in the review queue"
         return Objection(
             f"The judge {version} finds it worse ({_points(alone)}) and does not vote: {need}. {waits}.", None, asked
         )

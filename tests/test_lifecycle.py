@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from data.records import Decision, Snapshot, Sources, as_json
+from data import reviews
+from data.records import Chunk, Decision, Prompt, Retrieval, Reuse, Shot, Snapshot, Sources, as_json
 from flows import lifecycle
 from serving.engine.bases import Base
 from tests.ledgers import go_live, new_ledger, release
@@ -75,17 +76,57 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(lifecycle, "finetune_model", finetune_model)
     monkeypatch.setattr(lifecycle, "release_candidate", released)
 
-    def run(*bases):
+    def run(*bases, **told):
         done.clear()
-        lifecycle.lifecycle.fn(Sources("wiki", "docs"), base_models=list(bases))
+        lifecycle.lifecycle.fn(Sources("wiki", "docs"), base_models=list(bases), **told)
         return list(done)
 
+    run.book = book
     return run
 
 
 def test_a_model_served_elsewhere_is_released_with_the_index_alone_and_never_trained(run):
     assert run(ELSEWHERE) == [(ELSEWHERE, "messages", "bootstrap")]
     assert run(ELSEWHERE) == [(ELSEWHERE, "messages", "reindex")]
+
+
+def test_a_model_served_elsewhere_is_offered_with_the_prompt_and_settings_that_are_given(run):
+    shot = Shot("When?", "30 days", Chunk("c1", "bin.md", "Bin", "Limits", "h", "After 30 days."), 1)
+    run(ELSEWHERE, prompt=Prompt(shots=(shot,)))
+    told = {"prompt": Prompt(system="Be brief."), "retrieval": Retrieval(top_k=2), "reuse": Reuse()}
+    assert run(ELSEWHERE, **told) == [(ELSEWHERE, "messages", "reprompt")]
+    live = run.book.live()["wiki"].live
+    assert live.prompt == Prompt(system="Be brief.", chat="messages", shots=(shot,)), "nothing learnt the shots"
+    assert (live.retrieval, live.reuse) == (Retrieval(top_k=2), Reuse())
+
+
+def test_an_assistant_without_examples_takes_up_the_reuse_that_is_given(run, monkeypatch):
+    monkeypatch.setattr(lifecycle, "prepared", lambda sources: SNAPSHOT)
+    run(None)
+    assert run(None, reuse=Reuse()) == [("m.gguf", "chatml", "reindex")]
+    assert run.book.live()["wiki"].live.reuse == Reuse()
+
+
+@pytest.mark.parametrize(("verdict", "waiting"), [("promote", 0), ("reject", 0), ("hold", 1)])
+def test_answers_wait_for_a_label_only_where_the_candidate_waits_too(tmp_path, monkeypatch, verdict, waiting):
+    book, live, candidate = new_ledger(tmp_path, "wiki"), release(model="a"), release(model="c")
+    go_live(book, live)
+    book.add_release(candidate, "tuned", live.id, as_json(SNAPSHOT))
+    answer = {"question": "When?", "references": ["noon"], "answer": "night", "arm": candidate.id}
+    for module, name, found in (
+        (lifecycle, "ledger", book),
+        (lifecycle, "evaluate_release", None),
+        (lifecycle, "decide_gate", Decision(verdict, "", candidate.id, live.id)),
+        (lifecycle.precedents, "decided", None),
+        (lifecycle.precedents, "tuned_decisions", 0),
+        (lifecycle.precedents, "looks_before", ()),
+        (lifecycle.precedents, "untuned", None),
+        (lifecycle.objection, "heard", lifecycle.objection.Objection("", None, (answer,))),
+        (lifecycle.report, "gate", None),
+    ):
+        monkeypatch.setattr(module, name, lambda *_, found=found: found)
+    lifecycle.gated(candidate, live, "tuned", SNAPSHOT, OWN)
+    assert len(reviews.items(book, "wiki", reviews.LABEL)) == waiting
 
 
 def test_a_model_served_elsewhere_challenges_what_is_live_as_it_is(run):
