@@ -71,6 +71,7 @@ def ask_for(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidenc
 
 
 def ask_one(book: Ledger, name: str, live: str, found: Remedy, evidence: Evidence, states: dict) -> None:
+    """`ask_for` of one remedy."""
     acts = found.kind in KINDS
     body = {"reason": found.reason, "row": found.row, "signals": diagnose.acted_on(found, evidence)}
     body |= {"events": (seen := diagnose.events_behind(found, evidence))}
