@@ -184,7 +184,7 @@ def test_collect_and_quarantine_touch_nothing_live_and_note_what_they_did(bench,
     assert remedies.collect.fn("wiki").name == "Asked" and bench.row["note"] == "9 answers listed"
     seq = bench.book.open_remedy("wiki", "quarantine_ratings", "flood", {"voices": ["mob"]})
     assert remedies.quarantine_ratings.fn(outbox=seq).name == "SetAside"
-    assert list(quarantine.aside(bench.book, "wiki")) == ["mob"] and "mob" in bench.alerts[0]
+    assert list(quarantine.aside(bench.book, "wiki")) == ["mob"] and "1 voice" in bench.alerts[0]
     assert bench.released == [] and bench.book.assistant("wiki")["live_seq"] == 1
 
 
