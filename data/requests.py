@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -291,6 +292,14 @@ class RequestLog:
         return self._rows(chosen.where(on).order_by(c.id))
 
     # --- forgetting ---------------------------------------------------------------------------
+
+    def responses(self, user: str) -> dict[str, set[str]]:
+        """Assistant -> the response ids of what `user` asked it, also of rows still waiting here."""
+        self.flush()
+        found: dict[str, set[str]] = defaultdict(set)
+        for row in self._rows(sa.select(requests.c.assistant, requests.c.response).where(requests.c.user == user)):
+            found[row["assistant"]].add(row["response"])
+        return found
 
     def delete_user(self, user: str) -> int:
         """Delete every row of `user`, also those still waiting here, and return how many."""

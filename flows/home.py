@@ -1,4 +1,5 @@
-"""The state of this machine, from a terminal: backed up, restored, an assistant deleted. Commands of flows.stack."""
+"""The state of this machine, from a terminal: backed up, restored, an assistant deleted, a user forgotten. Commands of
+flows.stack."""
 
 from __future__ import annotations
 
@@ -67,3 +68,20 @@ def delete(assistant: str, sure: bool) -> None:
         f"MLFLOW_TRACKING_URI={settings().mlflow} mlflow gc --backend-store-uri sqlite:///{settings().home}/mlflow.db"
     )
     print(f"{assistant} is deleted; what its flow runs logged is in Prefect until they are deleted there")
+
+
+@told()
+def forget(user: str, sure: bool) -> None:
+    """Delete what a user asked and said."""
+    from data.ledger import Ledger
+    from tasks import removal
+
+    if not sure:
+        raise SystemExit(
+            f"this deletes for good what {user!r} asked and said: requests, traces in MLflow, texts of feedback. "
+            "Backups and models that learned from it keep theirs. Say --yes to do it"
+        )
+    for what, count in removal.forget(Ledger(settings().ledger), user).items():
+        if count:
+            print(f"deleted: {count} {what}")
+    print("an endpoint that gives answers again keeps theirs in memory for up to a day, or until it is started anew")

@@ -1,5 +1,5 @@
 """The processes and the state of this machine: `python -m flows.stack start | run | status | stop | backup FOLDER |
-restore FOLDER | delete NAME --yes`."""
+restore FOLDER | delete NAME --yes | forget USER --yes`."""
 
 from __future__ import annotations
 
@@ -262,17 +262,17 @@ def say(what: str) -> None:
 def main() -> None:
     commands = {"start": start, "run": run, "status": status, "stop": stop}
     parser = argparse.ArgumentParser(prog="python -m flows.stack", description=__doc__)
-    parser.add_argument("command", choices=[*commands, "backup", "restore", "delete"])
-    parser.add_argument("what", nargs="?", help="backup, restore: the folder; delete: the assistant")
-    parser.add_argument("--yes", action="store_true", help="for delete: do it")
+    parser.add_argument("command", choices=[*commands, "backup", "restore", "delete", "forget"])
+    parser.add_argument("what", nargs="?", help="backup, restore: the folder; delete: the assistant; forget: the user")
+    parser.add_argument("--yes", action="store_true", help="for delete and forget: do it")
     apply_environment()
     chosen = parser.parse_args()
     if chosen.command in commands:
         sys.exit(commands[chosen.command]())
     if not chosen.what:
-        parser.error(f"{chosen.command} needs a folder or the name of an assistant: see --help")
-    if chosen.command == "delete":
-        home.delete(chosen.what, chosen.yes)
+        parser.error(f"{chosen.command} needs a folder, an assistant or a user: see --help")
+    if chosen.command in ("delete", "forget"):
+        {"delete": home.delete, "forget": home.forget}[chosen.command](chosen.what, chosen.yes)
     else:
         {"backup": home.back_up, "restore": home.restore}[chosen.command](Path(chosen.what).resolve())
 

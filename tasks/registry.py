@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,9 @@ from settings import settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+PAGE = 100
+"""Traces that are looked at, or deleted, at once."""
 
 
 def mirror(release_id: str) -> str:
@@ -253,6 +256,29 @@ def prompt(assistant: str, version: int, served: Prompt) -> Prompt:
         raise ValueError(f"version {version} of {name} is no chat prompt of a system and a user message; register one")
     kept = {tag: text for tag, text in (found.tags or {}).items() if tag in ("passage", "abstain", "chat")}
     return replace(served, system=texts["system"], user=texts["user"], shots=(), **kept)
+
+
+def forget_traces(assistant: str, responses: Set[str]) -> int:
+    """Delete the traces of these responses from the assistant's experiment, and say how many there were.
+
+    They are told by their tags: a trace that a caller began has that caller's id. Raises ConnectionError when MLflow
+    does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client, found, page = _client(), [], None
+    try:
+        experiment = client.get_experiment_by_name(assistant)
+        if experiment is None:
+            return 0
+        while page is None or page.token:
+            asked = {"max_results": PAGE, "page_token": page.token if page else None, "include_spans": False}
+            page = client.search_traces(locations=[experiment.experiment_id], **asked)
+            found += [trace.info.trace_id for trace in page if trace.info.tags.get("response") in responses]
+        batches = (found[at : at + PAGE] for at in range(0, len(found), PAGE))
+        return sum(client.delete_traces(experiment.experiment_id, trace_ids=batch) for batch in batches)
+    except MlflowException as error:
+        raise ConnectionError(f"MLflow at {settings().mlflow} did not do it ({error}); start it, and again") from error
 
 
 def forget(assistant: str) -> int:

@@ -1,4 +1,8 @@
-"""An assistant deleted whole: its live pointer first, the ledger's rows last, so a deletion cut short can go on."""
+"""An assistant deleted whole, or all that one user asked and said.
+
+An assistant's live pointer goes first, the ledger's rows last; of a user the rows that name what else there is go last.
+So a deletion cut short can go on.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from data import store
+from data import feedback, store
 from data.lease import DELETING, lease
 from data.ledger import Ledger
 from data.records import Model, Release
@@ -49,6 +53,22 @@ def remove(ledger: Ledger, name: str) -> dict[str, int]:
     gone["kept answers of all assistants"] = AnswerCache().clear()
     gone["kept replies of the judge about all assistants"] = bill.forget(settings().home / bill.REMEMBERED)
     return gone | _delete_rows(ledger, name, mine)
+
+
+def forget(ledger: Ledger, user: str) -> dict[str, int]:
+    """Deletes what `user` asked and said, of every assistant: traces, texts of feedback, logged requests; how much of
+    what. Feedback stays as withdrawn rows without a text (data.feedback.forget).
+
+    Raises ConnectionError when MLflow does not answer; forgetting again goes on.
+    """
+    log = RequestLog(settings().requests)
+    asked = log.responses(user)
+    gone = {"traces": sum(registry.forget_traces(name, responses) for name, responses in asked.items())}
+    gone["pieces of feedback"] = sum(feedback.forget(ledger, row["name"], user) for row in ledger.assistants())
+    gone["logged requests"] = log.delete_user(user)
+    log.close()
+    gone["kept answers of all assistants"] = AnswerCache().clear()
+    return gone
 
 
 def _stop(ledger: Ledger, name: str) -> None:

@@ -53,6 +53,16 @@ def test_an_assistant_is_deleted_only_when_one_is_sure(home, run, capsys):
         run("delete", homes.NAME)
 
 
+def test_a_user_is_forgotten_only_when_one_is_sure(home, run, capsys):
+    homes.ledger().add_feedback(homes.NAME, "rel", "r1", edit="mine", user="ann")
+    with pytest.raises(SystemExit, match=r"what 'ann' asked and said.*--yes"):
+        run("forget", "ann")
+    assert homes.ledger().feedback(homes.NAME)[0]["edit"] == "mine"
+    run("forget", "ann", "--yes")
+    assert "deleted: 1 pieces of feedback" in capsys.readouterr().out
+    assert homes.ledger().feedback(homes.NAME)[0]["edit"] is None
+
+
 def test_a_command_that_needs_a_name_says_so(run):
     with pytest.raises(SystemExit):
         run("backup")

@@ -25,16 +25,33 @@ from tests import homes
 OTHER = "handbook-2"
 
 
+class Page(list):
+    token = None
+
+
 class Mlflow:
     """What MLflow does with names: that of a deleted experiment stays taken."""
 
     def __init__(self, *names):
         self.experiments = {str(n): [name, "active"] for n, name in enumerate(names)}
         self.models, self.prompts = set(names), {f"{name}-prompt" for name in names}
+        self.traces, self.away = {}, False
 
     def get_experiment_by_name(self, name):
         found = [(key, stage) for key, (known, stage) in self.experiments.items() if known == name]
         return SimpleNamespace(experiment_id=found[0][0], lifecycle_stage=found[0][1]) if found else None
+
+    def search_traces(self, locations, max_results, page_token, include_spans):
+        if self.away:
+            raise MlflowException("no answer")
+        at = int(page_token or 0)
+        mine = [(key, tag) for key, (place, tag) in self.traces.items() if [place] == locations]
+        page = Page(SimpleNamespace(info=SimpleNamespace(trace_id=key, tags=tag)) for key, tag in mine[at : at + 2])
+        page.token = str(at + 2) if at + 2 < len(mine) else None
+        return page
+
+    def delete_traces(self, key, trace_ids):
+        return sum(self.traces.pop(trace)[0] == key for trace in trace_ids)
 
     def rename_experiment(self, key, name):
         self.experiments[key][0] = name
@@ -209,3 +226,29 @@ def test_a_new_assistant_can_take_the_name(home, made, tmp_path):
     again = homes.live(made, tmp_path / "documents", key="again")
     store.open_index(again.index).verify()
     assert as_json(homes.ledger().live()[homes.NAME].live) == as_json(again)
+
+
+def test_what_a_user_asked_and_said_is_deleted_of_every_assistant_and_nothing_of_others(home, mlflow):
+    log, book = RequestLog(settings().requests), homes.ledger()
+    for name, user in ((homes.NAME, "ann"), (OTHER, "ann"), (OTHER, "bob")):
+        log.write(Logged(f"r-{user}-{name}", 1.0, name, "rel", "live", user=user, question=f"a secret of {user}?"))
+        book.add_feedback(name, "rel", f"r-{user}-{name}", edit=f"an edit of {user}.", user=user)
+    log.flush()
+    tagged = {
+        "tr-1": ("0", f"r-ann-{homes.NAME}"),
+        "a-callers": ("1", f"r-ann-{OTHER}"),
+        "tr-2": ("1", f"r-bob-{OTHER}"),
+    }
+    tagged |= {f"tr-9{n}": ("1", "gone") for n in range(3)} | {"tr-3": ("1", f"r-ann-{OTHER}")}
+    mlflow.traces = {key: (place, {"response": response}) for key, (place, response) in tagged.items()}
+    mlflow.away = True
+    with pytest.raises(ConnectionError, match="start it, and again"):
+        removal.forget(book, "ann")
+    mlflow.away = False
+    said = removal.forget(book, "ann")
+    assert (said["traces"], said["pieces of feedback"], said["logged requests"]) == (3, 2, 2)
+    assert set(mlflow.traces) == {"tr-2", "tr-90", "tr-91", "tr-92"}
+    assert log.find(f"r-ann-{OTHER}") is None and log.find(f"r-bob-{OTHER}")
+    log.close()
+    assert {row["edit"] for row in book.feedback(OTHER)} == {None, "an edit of bob.", f"an edit of {OTHER}."}
+    assert AnswerCache().read(["k"]) == {}
