@@ -12,6 +12,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, State
 
+from data import splits
 from data.ledger import Ledger
 from data.outbox import KINDS
 from data.records import as_json
@@ -35,7 +36,10 @@ def monitor(
     chosen: MonitorSettings = MonitorSettings(),
     table: DiagnosisSettings = DiagnosisSettings(),
 ) -> dict[str, str]:
-    """Read the signals of every assistant (or those named), diagnose each, and put the remedy into the outbox."""
+    """Read the signals of every assistant (or those named), diagnose each, and put the remedy into the outbox.
+
+    Where split tests run, they are looked at by a flow of their own.
+    """
     book, done = Ledger(settings().ledger), {}
     for row in book.assistants():
         name = row["name"]
@@ -58,6 +62,8 @@ def monitor(
             ask_for(book, name, row["live_release"], found, evidence, states)
         report.signals(name, evidence, found)
         done[name] = found.kind
+    if splits.running(book):
+        run_deployment("split/split", timeout=0)
     RequestLog(settings().requests).prune(settings().retention_days)
     traces.prune(settings().mlflow, [row["name"] for row in book.assistants()], settings().retention_days)
     return done

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from prefect.states import Completed, Failed
 
+from data import splits
 from flows import monitor
 from tasks.diagnose import Remedy, diagnose
 from tasks.evidence import Evidence
@@ -129,6 +130,20 @@ def test_an_edit_heals_although_the_detectors_fail(tmp_path, heard, monkeypatch)
     assert [row["verdict"] for row in ledger.decisions("wiki", "diagnosis")] == ["alert", "reindex"]
     assert ledger.signal_states("wiki")["cursor"] == {"request": 7, "stale": "f"}
     assert ledger.signal_states("wiki")["labels"] == {"reference": [1]}
+
+
+def test_split_tests_are_looked_at_while_one_runs_and_not_otherwise(tmp_path, heard, monkeypatch):
+    ledger, started = new_ledger(tmp_path, "wiki"), []
+    monkeypatch.setattr(monitor, "Ledger", lambda _: ledger)
+    monkeypatch.setattr(monitor, "run_deployment", lambda name, **_: started.append(name))
+    monitor.monitor.fn()
+    assert started == []
+    go_live(ledger, other := release(model="b"))
+    go_live(ledger, live := release())
+    splits.start(ledger, "wiki", live.id, other.id, 0.5, {})
+    ledger.pause("wiki", True)
+    monitor.monitor.fn()
+    assert started == ["split/split"]
 
 
 def test_too_few_labels_to_retrain_ask_for_a_prompt_and_for_more_labels(tmp_path, heard):
