@@ -1,13 +1,12 @@
 """How much slower the endpoint answers while a model is being trained on the same two cores."""
 
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import httpx
 
-from benchmarks.machine import SAMPLE, ask, handbook, machine, percentile, wait_until
+from benchmarks.machine import ask, handbook, machine, percentile, sample_questions, wait_until
 
 AIM = "p95 at most 3x idle, no failed request"
 
@@ -20,8 +19,7 @@ def measure(requests: int = 100) -> dict:
     """One client asks the sample's training questions, idle and then while `retrain` trains; seconds."""
     from prefect.deployments import run_deployment
 
-    lines = (SAMPLE / "examples.jsonl").read_text().splitlines()
-    questions = [json.loads(line)["question"] for line in lines]
+    questions = sample_questions(2 * requests)
     with machine() as home:
         handbook(Path(tempfile.mkdtemp()) / "documents", minutes="1")
         idle, failed_idle = timed(questions[:requests])

@@ -20,7 +20,6 @@ DEEDS = ("gate", "smoke", "canary", "approval", "promotion", "rollback")
 """Kinds of decisions on one release."""
 MADE_BY = {"reindex": "reindex", "retrain": "tuned", "reprompt": "reprompt", "rollback": "rollback"}
 """Kind of remedy -> kind of the releases it makes; of any other kind, any."""
-PARTS = ("model", "index", "prompt", "retrieval", "decoding", "guard")
 SLACK_S = 5.0
 """Deeds this close to a run's first or last second are its own."""
 REMEDY = re.compile(r"remedy-([0-9]{1,18})\Z")
@@ -244,13 +243,13 @@ def described(ledger: Ledger, rows: Sequence[dict]) -> list[dict]:
 
 def _described(row: dict, before: dict | None) -> dict:
     made = Release.of(row["body"])
-    mine, theirs = served(made), served(Release.of(before)) if before else {}
+    theirs = Release.of(before).parts if before else made.parts
     return {
         "id": row["id"],
         "kind": row["kind"],
         "parent": row["parent"],
         "at": row["at"],
-        "changed": [part for part in PARTS if before and mine[part] != theirs[part]],
+        "changed": [part for part, held in made.parts.items() if held != theirs[part]],
         "model": made.model.sha256[:12],
         "base": made.model.base[:12],
         "tuned": made.model.adapter is not None,
@@ -260,13 +259,6 @@ def _described(row: dict, before: dict | None) -> dict:
         "prompt": made.prompt.sha256[:12],
         "passages": made.retrieval.top_k,
     }
-
-
-def served(release: Release) -> dict:
-    """What is served, part by part: equal where the parts answer alike."""
-    index = release.index
-    parts = {part: getattr(release, part) for part in PARTS}
-    return parts | {"model": release.model.sha256, "index": (index.checksum, index.embedder, index.chunker)}
 
 
 def decision(ledger: Ledger, seq: int) -> dict:

@@ -496,6 +496,19 @@ class Release(Record):
         return self.recorded(self.id, as_json(there))
 
     @property
+    def parts(self) -> dict:
+        """What is served, part by part: equal where the parts answer alike."""
+        index = self.index
+        return {
+            "model": self.model.sha256,
+            "index": (index.checksum, index.embedder, index.chunker),
+            "prompt": self.prompt,
+            "retrieval": self.retrieval,
+            "decoding": self.decoding,
+            "guard": self.guard,
+        }
+
+    @property
     def content(self) -> tuple:
         """What the id is a hash of."""
         index = self.index

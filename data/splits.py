@@ -65,7 +65,7 @@ def start(ledger: Ledger, assistant: str, a: str, b: str, share: float, plan: di
 
 def refuse_second(ledger: Ledger, assistant: str) -> None:
     """Raises ValueError while a split test of the assistant runs."""
-    if any(test.assistant == assistant for test in running(ledger)):
+    if current(ledger, assistant):
         command = f"python -m flows.split end --assistant {assistant}"
         raise ValueError(f"a split test of {assistant!r} is running; wait for its end, or end it: {command}")
 
@@ -95,6 +95,11 @@ def decide(ledger: Ledger, split: Split, verdict: str, reason: str, body: dict) 
 def running(ledger: Ledger) -> list[Split]:
     """The split tests that run now, of all assistants, oldest first."""
     return _read(ledger, splits.c.ended.is_(None))
+
+
+def current(ledger: Ledger, assistant: str) -> Split | None:
+    """The split test of an assistant that runs now."""
+    return next((test for test in running(ledger) if test.assistant == assistant), None)
 
 
 def of(ledger: Ledger, assistant: str) -> list[Split]:

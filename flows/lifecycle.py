@@ -91,8 +91,7 @@ def lifecycle(
         if elsewhere:  # worked examples stay: no model has learnt them
             own = replace(prompt, chat=live.prompt.chat, shots=prompt.shots or live.prompt.shots)
             candidate = replace(candidate, prompt=own, retrieval=retrieval)
-        kind = "reindex" if evaluate.changed_parts(candidate, live) <= {"index"} else "reprompt"
-        return named(release_candidate(candidate, kind, snapshot, gates))
+        return named(release_candidate(candidate, evaluate.kind_of(candidate, live), snapshot, gates))
     trained = [
         finetune_model(snapshot, version, replace(prompt, chat=base.chat), retrieval, training, base.sha256)
         if base.tunable

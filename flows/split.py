@@ -169,10 +169,10 @@ def end(book: Ledger, assistant: str, who: str, why: str = "") -> Split:
 
 def running(book: Ledger, assistant: str) -> Split:
     """Raises LookupError when no split test of the assistant runs."""
-    found = [test for test in splits.running(book) if test.assistant == assistant]
-    if not found:
+    found = splits.current(book, assistant)
+    if found is None:
         raise LookupError(f"no split test of {assistant!r} runs; start one with python -m flows.split start")
-    return found[0]
+    return found
 
 
 # --- in a terminal ----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from settings import settings
 from tasks.behaviour import reworded
 from tasks.golden import leaks
 from tasks.replay import answers
-from tasks.streams import RELEVANT
+from tasks.streams import relevant
 
 ALIKE = 0.85
 """Cosine from which on two questions are about the same, so that one of them is enough."""
@@ -98,7 +98,7 @@ def informative(rows: Sequence[dict], most: int, embed: Embed, known: Sequence[s
 def uncertainty(row: dict) -> float:
     """0 to 1: the words of an answer that no passage holds; 1 for a question declined although a passage was near."""
     if row["abstained"]:
-        return float((row["similarity"] or 0.0) >= RELEVANT)
+        return float(relevant(row))
     return 1 - row["grounding"] if row["grounding"] is not None else 0.5
 
 

@@ -253,15 +253,8 @@ def changed_parts(candidate: Release, champion: Release | None) -> set[str]:
     """Which parts of a release differ from the champion's, by what is served; of a first release all."""
     if champion is None:
         return set(TOUCHES)
-    parts = {
-        part
-        for part in ("prompt", "retrieval", "decoding", "guard")
-        if getattr(candidate, part) != getattr(champion, part)
-    }
-    if candidate.model.sha256 != champion.model.sha256:
-        parts.add("model")
-    content = [(index.checksum, index.embedder, index.chunker) for index in (candidate.index, champion.index)]
-    return parts | ({"index"} if content[0] != content[1] else set())
+    before = champion.parts
+    return {part for part, held in candidate.parts.items() if held != before[part]}
 
 
 def kind_of(candidate: Release, champion: Release | None) -> str:

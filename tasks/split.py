@@ -24,7 +24,7 @@ from tasks import betting
 from tasks.betting import Difference
 from tasks.evidence import DiagnosisSettings
 from tasks.labels import labels
-from tasks.streams import RELEVANT
+from tasks.streams import relevant
 
 LABEL, RATING, LIVE = "label", "rating", "live quality"
 FAILURES, ANSWERS = 3, 20
@@ -180,8 +180,7 @@ def said(book: Ledger, split: Split, answers: Iterable[dict]) -> Iterable[Score]
 def live_quality(answers: Iterable[dict]) -> Iterable[Score]:
     """Grounding of each answer, 0 where it abstains although a passage is about the question (METHODS, section 3)."""
     for row in answers:
-        relevant = (row["similarity"] or 0.0) >= RELEVANT
-        value = row["grounding"] if not row["abstained"] else 0.0 if relevant else None
+        value = row["grounding"] if not row["abstained"] else 0.0 if relevant(row) else None
         if value is not None:
             yield Score(row["arm"], row["asker"], row["response"], LIVE, value, row["at"])
 

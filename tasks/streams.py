@@ -105,9 +105,13 @@ def _unsupported(row: dict) -> float | None:
     return 1 - row["grounding"] if _answered(row) and row["grounding"] is not None else None
 
 
+def relevant(row: dict) -> bool:
+    """Whether a passage was near the question of a logged request, so that the documents seem to be about it."""
+    return (row["similarity"] or 0.0) >= RELEVANT
+
+
 def _declined(row: dict) -> float | None:
-    relevant = row["status"] == 200 and (row["similarity"] or 0.0) >= RELEVANT
-    return float(row["abstained"]) if relevant else None
+    return float(row["abstained"]) if row["status"] == 200 and relevant(row) else None
 
 
 def repetition(text: str) -> float:
@@ -192,7 +196,7 @@ STREAMS: dict[str, Stream] = {
     "unanswerable": Stream(
         "retrieval",
         "questions the documents seem not to be about",
-        _when(lambda r: _ok(r) and _searched(r), lambda r: float((r["similarity"] or 0.0) < RELEVANT)),
+        _when(lambda r: _ok(r) and _searched(r), lambda r: float(not relevant(r))),
         of="retrieval",
     ),
     "grounding": Stream("answers", "words of answers that no passage holds", _unsupported),

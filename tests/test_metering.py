@@ -7,6 +7,14 @@ from serving.refused import Refused
 from settings import Settings
 
 
+@pytest.fixture
+def now(monkeypatch):
+    """The time of the endpoint's clock, in the one item of a list."""
+    at = [100.0]
+    monkeypatch.setattr(metering.time, "monotonic", lambda: at[0])
+    return at
+
+
 def row(**changed) -> Logged:
     return Logged("r", 0.0, "helpdesk", "rel-1", "live", **changed)
 
@@ -56,9 +64,7 @@ def test_requests_beyond_the_limit_are_told_when_to_come_back():
     admission.enter()
 
 
-def test_who_would_wait_longer_than_the_patience_is_told_how_long(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(metering.time, "monotonic", lambda: now[0])
+def test_who_would_wait_longer_than_the_patience_is_told_how_long(now):
     admission = Admission(1000, 20.0, Meters().in_flight)
     waiting = [admission.enter() for _ in range(12)]
     for _ in range(2):  # two seconds an answer: ten are answered within the patience
@@ -75,9 +81,7 @@ def test_who_would_wait_longer_than_the_patience_is_told_how_long(monkeypatch):
     admission.enter()
 
 
-def test_a_pause_with_nothing_to_answer_is_no_slow_pace(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(metering.time, "monotonic", lambda: now[0])
+def test_a_pause_with_nothing_to_answer_is_no_slow_pace(now):
     admission = Admission(1000, 20.0, Meters().in_flight)
     for _ in range(3):
         leave = admission.enter()
@@ -88,9 +92,7 @@ def test_a_pause_with_nothing_to_answer_is_no_slow_pace(monkeypatch):
     assert admission.pace_s == 0.5
 
 
-def test_however_slow_the_engine_a_few_are_let_in(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(metering.time, "monotonic", lambda: now[0])
+def test_however_slow_the_engine_a_few_are_let_in(now):
     admission = Admission(1000, 20.0, Meters().in_flight)
     for _ in range(2):
         leave = admission.enter()
@@ -103,9 +105,7 @@ def test_however_slow_the_engine_a_few_are_let_in(monkeypatch):
         admission.enter()
 
 
-def test_a_first_answer_that_waited_for_its_model_sends_nobody_away(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(metering.time, "monotonic", lambda: now[0])
+def test_a_first_answer_that_waited_for_its_model_sends_nobody_away(now):
     admission = Admission(1000, 20.0, Meters().in_flight)
     waiting = [admission.enter() for _ in range(30)]
     for took_s in (8.0, 0.1):
@@ -115,9 +115,7 @@ def test_a_first_answer_that_waited_for_its_model_sends_nobody_away(monkeypatch)
         admission.enter()
 
 
-def test_an_outage_that_is_over_sends_nobody_away(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(metering.time, "monotonic", lambda: now[0])
+def test_an_outage_that_is_over_sends_nobody_away(now):
     admission = Admission(1000, 20.0, Meters().in_flight)
     for _ in range(30):
         leave = admission.enter()
