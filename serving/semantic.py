@@ -126,8 +126,8 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An answer that was given: what the engine wrote, the ids of the passages `shown` to it, those of worked examples
-    too, and id and text of those that the answer `cited`."""
+    """An answer that was given: what the engine wrote, the ids of the passages `shown` to it and of what its worked
+    examples rest on, and id and text of those that the answer `cited`."""
 
     place: Place
     question: Question
@@ -217,7 +217,7 @@ def keep(exchange: Exchange) -> None:
     where, answer = place(exchange), exchange.answer
     if where is None or not answer.citations or answer.generation.finish_reason != "stop":
         return
-    shown = frozenset(hit.chunk.id for hit in answer.hits) | {shot.chunk.id for shot in exchange.prompt.shots}
+    shown = frozenset(hit.chunk.id for hit in answer.hits).union(*(shot.rests_on for shot in exchange.prompt.shots))
     asked = Question.of(exchange.chat.question)
     kept = Kept(where, asked, exchange.row.response, answer.generation, shown, _cited(answer), exchange.cache.clock())
     exchange.cache.keep(kept, exchange.vector)

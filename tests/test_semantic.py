@@ -224,12 +224,13 @@ def test_nothing_is_given_again_once_a_passage_it_was_written_from_is_deleted(st
     assert written(stack) == 3
 
 
-def test_nothing_is_given_again_once_a_worked_example_it_was_written_with_is_deleted(stack):
+@pytest.mark.parametrize("buried", ["s1", "feedback 1"])
+def test_nothing_is_given_again_once_a_worked_example_it_was_written_with_is_deleted_or_withdrawn(stack, buried):
     shot = Shot("When does Nice open?", "Never.", Chunk("s1", "c.md", "Offices", "Nice", "h", "Never."), 1)
     stack.router.live = replace(REUSING, prompt=Prompt(shots=(shot,)))
     ask(stack), ask(stack)
     assert written(stack) == 1
-    stack.buried = frozenset({"s1"})
+    stack.buried = frozenset({buried})
     ask(stack)
     assert written(stack) == 2
 
